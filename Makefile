@@ -1,0 +1,38 @@
+# The words of daily work. Everything happens in .venv, from pyproject.toml with constraints.txt.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# mypy finds the package by its name through this link, whatever the checkout is called.
+LINK := $(VENV)/link/lhopt
+PACKAGES := benchmarks cli client core env inner_tasks optimizers policy server
+
+.PHONY: setup demo test check format clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH; install Python 3.11 or set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]'
+	mkdir -p $(VENV)/link && ln -sfn ../.. $(LINK)
+	touch $@
+
+demo: setup
+	$(BIN)/lhopt demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(VENV)/link $(BIN)/mypy $(addprefix -p lhopt.,$(PACKAGES))
+	MYPYPATH=$(VENV)/link $(BIN)/mypy tests
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""The middle of the line, as pure functions over `(K, ...)` batches. Numpy only."""
