@@ -7,8 +7,8 @@
     |   +-- SchedulerConflict   a scheduler and a Tuner would both set the learning rate
     +-- MissingDataError        a data set's file is not where it should be (FileNotFoundError)
     +-- MissingExtraError       an optional package is not installed (ImportError)
-    +-- StatisticsError         statistics that are unknown, missing or of the wrong shape (ValueError)
-    +-- ArtifactError           a policy file that cannot be trusted: truncated, oversized, other format
+    +-- StatisticsError         unknown, missing or misshapen statistics (ValueError)
+    +-- ArtifactError           a policy file that is truncated, oversized or of another format
     |   +-- IncompatiblePolicyError   a sound file, made for other features or controls
     +-- TaskContractError       an inner task that breaks the contract of `check_inner_task`
     +-- FrontierError           a frontier that cannot be read, or does not cover what is asked
