@@ -1,0 +1,329 @@
+"""Policy files: weights as safetensors, everything else as a JSON manifest beside them.
+
+Read and written with numpy and the standard library alone, because the client reads them too. The
+format is the public one (8 bytes of header length, a JSON header, raw little-endian tensors), so
+the safetensors library opens the same files. Nothing is ever unpickled.
+
+A policy is named by its digest: the SHA-256 of its manifest, which holds that of its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ..core.controls import CONTROLS, Control
+from ..core.errors import ArtifactError, IncompatiblePolicyError, LhoptError
+from ..core.features import FEATURES
+from ..core.schedules import Schedule
+from ..core.types import FloatArray, IntArray
+
+FORMAT = "lhopt-policy"
+FORMAT_VERSION = 1
+MAX_WEIGHTS_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 2**20
+MAX_MANIFEST_BYTES = 4 * 2**20
+
+Selection = Literal["mode", "mean", "sample"]
+
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy as it is served: weights, what they read, what they may do.
+
+    Attributes:
+        name: A human's name for it, e.g. "adamw-small".
+        features: Names of the observation columns it reads, in order.
+        controls: What it steers, with the choices that it was trained on, in order.
+        schedule: The default shape under its decisions.
+        selection: How choices become a decision: "mode" takes the likeliest, "mean" the
+            probability-weighted mean of the deltas, "sample" draws, seeded by the decision's key.
+        optimizer: What it was trained to steer, e.g. "torch.optim.AdamW".
+        weights: "lstm.weight_ih" `(4H, F)`, "lstm.weight_hh" `(4H, H)`, "lstm.bias" `(4H,)`, gates
+            in torch's order i, f, g, o; "hidden.weight" `(M, H)`, "hidden.bias" `(M,)`;
+            "head.weight" `(choices, M)`, "head.bias" `(choices,)`. All float32.
+        training: How it came to be: configuration, seeds, curve, evaluation. For people.
+        digest: Names the policy; computed from everything else.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    controls: tuple[Control, ...]
+    schedule: Schedule
+    selection: Selection
+    optimizer: str
+    weights: Mapping[str, FloatArray]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = field(init=False)
+    columns: IntArray = field(init=False, repr=False)
+    #: Start and end of each control's logits in the head's output.
+    slices: tuple[slice, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        known = {name: i for i, name in enumerate(FEATURES)}
+        missing = [name for name in self.features if name not in known]
+        if missing:
+            raise IncompatiblePolicyError(
+                f"Policy {self.name!r} reads {len(missing)} features that this version does not "
+                f"make: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. "
+                "Train it again, or install the version of lhopt that it names."
+            )
+        columns = np.array([known[name] for name in self.features], np.int64)
+        ends = np.cumsum([len(control.choices) for control in self.controls]).tolist()
+        slices = tuple(slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True))
+        object.__setattr__(self, "columns", columns)
+        object.__setattr__(self, "slices", slices)
+        self._check_weights(ends[-1] if ends else 0)
+        object.__setattr__(self, "digest", _digest(self.manifest()))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width H of the LSTM."""
+        return int(self.weights["lstm.weight_hh"].shape[1])
+
+    def manifest(self) -> dict[str, Any]:
+        """The JSON manifest, without the digest."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "optimizer": self.optimizer,
+            "selection": self.selection,
+            "schedule": self.schedule.to_json(),
+            "controls": [
+                {
+                    "name": control.name,
+                    "kind": control.kind,
+                    "choices": list(control.choices),
+                    "low": control.low,
+                    "high": control.high,
+                    "max_delta": control.max_delta,
+                    "max_total": control.max_total,
+                }
+                for control in self.controls
+            ],
+            "features": list(self.features),
+            "weights_sha256": hashlib.sha256(write_safetensors(self.weights)).hexdigest(),
+            "training": dict(self.training),
+        }
+
+    def _check_weights(self, n_choices: int) -> None:
+        shapes = {name: array.shape for name, array in self.weights.items()}
+        try:
+            h = shapes["lstm.weight_hh"][1]
+            m = shapes["hidden.weight"][0]
+            wanted: dict[str, tuple[int, ...]] = {
+                "lstm.weight_ih": (4 * h, len(self.features)),
+                "lstm.weight_hh": (4 * h, h),
+                "lstm.bias": (4 * h,),
+                "hidden.weight": (m, h),
+                "hidden.bias": (m,),
+                "head.weight": (n_choices, m),
+                "head.bias": (n_choices,),
+            }
+        except (KeyError, IndexError) as error:
+            raise ArtifactError(
+                f"The weights hold {', '.join(sorted(shapes)) or 'nothing'}; an LSTM policy has "
+                "lstm.weight_ih, lstm.weight_hh, lstm.bias, hidden.weight, hidden.bias, "
+                "head.weight and head.bias."
+            ) from error
+        for name in sorted(set(wanted) | set(shapes)):
+            if shapes.get(name) != wanted.get(name):
+                raise IncompatiblePolicyError(
+                    f"Tensor {name!r} has the shape {shapes.get(name, 'none')}; with "
+                    f"{len(self.features)} features, {n_choices} choices and H={h} it must be "
+                    f"{wanted.get(name, 'absent')}."
+                )
+        for name, array in self.weights.items():
+            if not np.isfinite(array).all():
+                raise ArtifactError(f"Tensor {name!r} holds nan or inf; the policy is broken.")
+
+
+def save(policy: Policy, folder: str | Path) -> Path:
+    """Write `NAME.safetensors` and `NAME.json` into a folder; returns the manifest's path.
+
+    Both are written under other names and renamed, weights first: a reader never sees half a file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {**policy.manifest(), "digest": policy.digest}
+    target = folder / f"{policy.name}.json"
+    _replace(folder / f"{policy.name}.safetensors", write_safetensors(policy.weights))
+    _replace(target, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
+    return target
+
+
+def load(path: str | Path) -> Policy:
+    """Read and verify a policy, by the path of its manifest or of its weights.
+
+    Raises:
+        ArtifactError: A file is missing, truncated, oversized, not of the format, or its digest
+            does not match.
+        IncompatiblePolicyError: It needs features or controls that this version does not have.
+    """
+    path = Path(path)
+    manifest_path, weights_path = path.with_suffix(".json"), path.with_suffix(".safetensors")
+    manifest_bytes = _read(manifest_path, MAX_MANIFEST_BYTES)
+    weights_bytes = _read(weights_path, MAX_WEIGHTS_BYTES)
+    return from_bytes(manifest_bytes, weights_bytes, source=str(path))
+
+
+def from_bytes(manifest_bytes: bytes, weights_bytes: bytes, *, source: str = "policy") -> Policy:
+    """A policy from the bytes of its two files; raises as `load`."""
+    try:
+        manifest = json.loads(manifest_bytes)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"The manifest of {source} is not JSON: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArtifactError(f"The manifest of {source} is not a {FORMAT!r} manifest.")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise IncompatiblePolicyError(
+            f"{source} has format version {manifest.get('format_version')!r}; this lhopt reads "
+            f"version {FORMAT_VERSION}."
+        )
+    sha256 = hashlib.sha256(weights_bytes).hexdigest()
+    if manifest.get("weights_sha256") != sha256:
+        raise ArtifactError(
+            f"The weights of {source} have the SHA-256 {sha256}; the manifest says "
+            f"{manifest.get('weights_sha256')!r}. The file was changed or cut; fetch it again."
+        )
+    try:
+        selection = manifest["selection"]
+        if selection not in get_args(Selection):
+            raise ValueError(f"selection {selection!r}")
+        policy = Policy(
+            name=str(manifest["name"]),
+            features=tuple(str(name) for name in manifest["features"]),
+            controls=tuple(_control(row) for row in manifest["controls"]),
+            schedule=Schedule(**manifest["schedule"]),
+            selection=selection,
+            optimizer=str(manifest["optimizer"]),
+            weights=read_safetensors(weights_bytes, source=source),
+            training=manifest.get("training", {}),
+        )
+    except LhoptError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"The manifest of {source} is incomplete: {error!r}.") from error
+    if manifest.get("digest") != policy.digest:
+        raise ArtifactError(
+            f"{source} has the digest {policy.digest}; its manifest says "
+            f"{manifest.get('digest')!r}. It was changed after training; fetch it again."
+        )
+    return policy
+
+
+def _control(row: Mapping[str, Any]) -> Control:
+    known = CONTROLS.get(row["name"])
+    if known is None or known.kind != row["kind"]:
+        raise IncompatiblePolicyError(
+            f"The policy steers {row['name']!r} ({row['kind']}); this version has "
+            f"{', '.join(f'{c.name} ({c.kind})' for c in CONTROLS.values())}."
+        )
+    return Control(
+        name=known.name,
+        kind=known.kind,
+        choices=tuple(float(choice) for choice in row["choices"]),
+        low=float(row["low"]),
+        high=float(row["high"]),
+        start=known.start,
+        max_delta=float(row["max_delta"]),
+        max_total=float(row["max_total"]),
+    )
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_safetensors(tensors: Mapping[str, FloatArray]) -> bytes:
+    """Float32 arrays as safetensors bytes; the same arrays give the same bytes."""
+    header: dict[str, Any] = {}
+    blobs: list[bytes] = []
+    offset = 0
+    for name in sorted(tensors):
+        blob = np.ascontiguousarray(tensors[name], "<f4").tobytes()
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, offset + len(blob)],
+        }
+        blobs.append(blob)
+        offset += len(blob)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(blobs)
+
+
+def read_safetensors(data: bytes, *, source: str = "policy") -> dict[str, FloatArray]:
+    """Arrays of a safetensors file, float32; offsets must tile the data exactly.
+
+    Raises:
+        ArtifactError: The bytes are not a whole, well-formed safetensors file of floats.
+    """
+    if len(data) > MAX_WEIGHTS_BYTES:
+        raise ArtifactError(
+            f"{source} has {len(data)} bytes; at most {MAX_WEIGHTS_BYTES} are read."
+        )
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
+        raise ArtifactError(
+            f"{source} is not a safetensors file, or is cut: its header says {length} bytes, the "
+            f"file has {len(data)} (a header may take {MAX_HEADER_BYTES})."
+        )
+    try:
+        header = json.loads(data[8 : 8 + length])
+        if not isinstance(header, dict):
+            raise ValueError("the header is no JSON object")
+        header.pop("__metadata__", None)
+        rows = sorted(
+            (
+                (int(v["data_offsets"][0]), int(v["data_offsets"][1]), str(k), v)
+                for k, v in header.items()
+            ),
+            key=lambda row: row[:3],
+        )
+        body, position = memoryview(data)[8 + length :], 0
+        tensors: dict[str, FloatArray] = {}
+        for start, end, name, value in rows:
+            dtype, shape = _DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"])
+            if start != position or min(shape, default=0) < 0:
+                raise ValueError(f"tensor {name!r} leaves a gap, overlaps or has a negative size")
+            if end - start != math.prod(shape) * dtype.itemsize or end > len(body):
+                raise ValueError(f"tensor {name!r} has {end - start} bytes for the shape {shape}")
+            tensors[name] = np.frombuffer(body[start:end], dtype).reshape(shape).astype(np.float32)
+            position = end
+        if position != len(body):
+            raise ValueError(f"{len(body) - position} bytes follow the last tensor")
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{source} is not a sound safetensors file: {error}.") from error
+    return tensors
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise ArtifactError(f"{path} has {size} bytes; at most {limit} are read.")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{path} is missing. A policy is two files, NAME.json and NAME.safetensors."
+        ) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
