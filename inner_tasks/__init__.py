@@ -1,1 +1,17 @@
-"""Placeholder."""
+"""Inner tasks: the small training runs that policies are trained and measured on."""
+
+from .base import SPLITS, Batch, InnerTask, Params, Split, TaskFamily
+from .registry import FAMILIES, families, get_family, get_task
+
+__all__ = [
+    "FAMILIES",
+    "SPLITS",
+    "Batch",
+    "InnerTask",
+    "Params",
+    "Split",
+    "TaskFamily",
+    "families",
+    "get_family",
+    "get_task",
+]

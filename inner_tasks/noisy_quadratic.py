@@ -1,0 +1,198 @@
+"""The noisy quadratic model: the one task whose expected loss is known exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigurationError
+from .base import Batch, InnerTask, Params, Split, TaskFamily
+from .data import generator
+from .nets import Weights
+from .supervised import Config, digest
+
+N_DRAWS = 4096
+
+
+class NoisyQuadratic(InnerTask):
+    r"""loss = mean over the batch of sum(h * (x - c)**2) / 2, where c ~ N(0, noise**2).
+
+    Data: 4,096 optima c drawn once; each column has exactly mean 0 and variance noise**2, so
+    batches drawn from them have exactly the expectation that `evaluate` answers with:
+
+        E[loss(x)] = sum(h * (x**2 + noise**2)) / 2
+
+    Model: one vector "x", or one tensor of `shape`; init is N(init_mean, init_std**2).
+    Source: Zhang et al., 2019, arXiv:1907.04164, section 3 (their noise is on the gradient,
+    N(0, h): here noise = h**-0.5 gives that).
+
+    Args:
+        curvature: h, one positive value per coordinate.
+        noise: Standard deviation of the optimum, one value or one per coordinate; above 0.
+        init_mean: Mean of the initial point, one value or one per coordinate.
+        init_std: Standard deviation of the initial point.
+        shape: Shape of "x" where matrix-shaped parameters are wanted; its size is len(curvature).
+        batch_size: Optima per step.
+        seed: Of the table of optima.
+        name: The task's name.
+    """
+
+    family = "noisy-quadratic"
+
+    def __init__(
+        self,
+        curvature: Sequence[float] | np.ndarray[Any, Any],
+        noise: float | Sequence[float] | np.ndarray[Any, Any] = 0.1,
+        init_mean: float | Sequence[float] | np.ndarray[Any, Any] = 1.0,
+        *,
+        init_std: float = 0.1,
+        shape: tuple[int, ...] | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+        name: str | None = None,
+    ) -> None:
+        h = np.asarray(curvature, dtype=np.float64)
+        noise = np.broadcast_to(np.asarray(noise, dtype=np.float64), h.shape)
+        mean = np.broadcast_to(np.asarray(init_mean, dtype=np.float64), h.shape)
+        if h.ndim != 1 or h.size == 0 or not (h > 0).all() or not (noise > 0).all():
+            raise ConfigurationError(
+                f"curvature has shape {h.shape}, smallest value {h.min(initial=np.inf):g}, and "
+                f"noise {noise.min(initial=np.inf):g}; both must be vectors of values above 0."
+            )
+        if shape is not None and math.prod(shape) != h.size:
+            raise ConfigurationError(f"shape is {shape}; its size must be {h.size}.")
+        self.batch_size = batch_size
+        self.shape = shape or (h.size,)
+        self.config: Config = {
+            "curvature": h.tolist(),
+            "noise": noise.tolist(),
+            "init_mean": mean.tolist(),
+            "init_std": float(init_std),
+            "shape": list(self.shape),
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        self.name = name or f"{self.family}@{digest(self.config)}"
+        self._h = torch.tensor(h, dtype=torch.float32)
+        self._noise = torch.tensor(noise, dtype=torch.float32)
+        self._mean = torch.tensor(mean, dtype=torch.float32)
+        self._init_std = float(init_std)
+        self._splits: dict[Split, Batch] = {
+            "train": (_optima(noise, N_DRAWS, "train", seed),),
+            # `evaluate` reads none of these: they are the rows that the contract asks for.
+            "inner_valid": (_optima(noise, 16, "inner_valid", seed),),
+            "outer_valid": (_optima(noise, 16, "outer_valid", seed),),
+            "test": (_optima(noise, 16, "test", seed),),
+        }
+
+    def __repr__(self) -> str:
+        return f"NoisyQuadratic({self.name!r}, dim={self._h.numel()})"
+
+    def init(self, generator: torch.Generator) -> Params:
+        """{"x": init_mean + init_std * normal}."""
+        draw = torch.randn(self._h.shape, generator=generator)
+        return {"x": (self._mean + self._init_std * draw).reshape(self.shape)}
+
+    def loss(self, params: Weights, batch: Batch) -> Tensor:
+        """Mean over the optima (N, dim) of the batch."""
+        (optima,) = batch
+        x = params["x"].reshape(-1)
+        return 0.5 * ((x - optima).square() @ self._h.to(x.device)).mean()
+
+    def evaluate(self, params: Weights, batch: Batch) -> Tensor:
+        """The exact expectation of the loss; the batch is not read."""
+        x = params["x"].reshape(-1)
+        second_moment = x.square() + self._noise.to(x.device).square()
+        return 0.5 * (self._h.to(x.device) * second_moment).sum()
+
+    def arrays(self, split: Split) -> Batch:
+        """The optima, (N, dim)."""
+        return self._splits[split]
+
+
+def _optima(noise: np.ndarray[Any, Any], n: int, split: str, seed: int) -> Tensor:
+    draws = generator("noisy-quadratic", split, seed).normal(size=(n, noise.size))
+    draws -= draws.mean(0)
+    draws *= noise / draws.std(0)
+    return torch.from_numpy(draws.astype(np.float32))
+
+
+class NoisyQuadraticFamily(TaskFamily):
+    """Noisy quadratics with power-law curvature.
+
+    Data: random optima, see `NoisyQuadratic`.
+    Model: one vector of 16 to 256; curvature h_i = scale * i**-power, ratio up to 1,000.
+    Drawn: dim, ratio of largest to smallest curvature (1 to 1,000), scale of the loss (0.1 to 10),
+    noise (0.01 to 1), distance of the start (0.3 to 3), batch size.
+    Source: Zhang et al., 2019, arXiv:1907.04164.
+    """
+
+    name = "noisy-quadratic"
+    dataset = "noisy-quadratic"
+    architecture = "quadratic"
+
+    def draw(self, seed: int) -> Config:
+        """The configuration of `sample(seed)`."""
+        rng = generator(self.name, seed)
+
+        def log_uniform(low: float, high: float) -> float:
+            return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))), 4)
+
+        return {
+            "condition": log_uniform(1.0, 1000.0),
+            "scale": log_uniform(0.1, 10.0),
+            "noise": log_uniform(0.01, 1.0),
+            "distance": log_uniform(0.3, 3.0),
+            "dim": (16, 32, 64, 128, 256)[int(rng.integers(5))],
+            "batch_size": (1, 4, 16, 64)[int(rng.integers(4))],
+            "seed": int(rng.integers(2**31)),
+        }
+
+    def plain_config(self) -> Config:
+        """The configuration of `default()`."""
+        return {
+            "condition": 100.0,
+            "scale": 1.0,
+            "noise": 0.1,
+            "distance": 1.0,
+            "dim": 32,
+            "batch_size": 16,
+            "seed": 0,
+        }
+
+    def sample(self, seed: int) -> NoisyQuadratic:
+        """The member drawn with this seed."""
+        return self.build(self.draw(seed), f"{self.name}/{seed}")
+
+    def default(self) -> NoisyQuadratic:
+        """32 dimensions, condition 100, noise 0.1."""
+        return self.build({}, self.name)
+
+    def build(self, config: Mapping[str, Any], name: str | None = None) -> NoisyQuadratic:
+        """The member with this configuration; keys left out are as in `default()`."""
+        complete = self.plain_config()
+        unknown = sorted(set(config) - set(complete))
+        if unknown:
+            raise ConfigurationError(
+                f"{self.name} has no setting {', '.join(unknown)}. It has: {', '.join(complete)}."
+            )
+        complete.update(config)
+        dim, condition = complete["dim"], complete["condition"]
+        power = math.log(condition) / math.log(dim) if dim > 1 else 0.0
+        h = complete["scale"] * np.arange(1, dim + 1, dtype=np.float64) ** -power
+        task = NoisyQuadratic(
+            h,
+            complete["noise"],
+            complete["distance"],
+            init_std=0.1 * complete["distance"],
+            batch_size=complete["batch_size"],
+            seed=complete["seed"],
+            name=name or f"{self.name}@{digest(complete)}",
+        )
+        task.config = complete
+        return task
