@@ -1,6 +1,7 @@
 """Inner tasks: the small training runs that policies are trained and measured on."""
 
 from .base import SPLITS, Batch, InnerTask, Params, Split, TaskFamily
+from .contract import check_inner_task
 from .registry import FAMILIES, families, get_family, get_task
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Params",
     "Split",
     "TaskFamily",
+    "check_inner_task",
     "families",
     "get_family",
     "get_task",

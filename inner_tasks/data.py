@@ -118,8 +118,8 @@ def standardise(
     """Zero mean and unit variance by the statistics of `train`, per column or over all of them.
 
     Images take one mean and one variance: by column, border pixels that are almost always blank
-    would be blown up. A column that is constant on `train` becomes zero; the rest is clipped to +-10, because a rare
-    column can put a held-out row a hundred standard deviations out.
+    would be blown up. A column that is constant on `train` becomes zero; the rest is clipped to
+    +-10, because a rare column can put a held-out row a hundred standard deviations out.
     """
     train = arrays["train"].astype(np.float64)
     axis = 0 if per_column else None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -14,9 +15,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean of log-sum-exp(logits) - logits[target]; logits (..., C), targets (...) int64.
 
-    By hand: under vmap `F.cross_entropy` takes 2.4 times as long at 10 classes.
+    By hand: under vmap `F.cross_entropy` takes 2.4 times as long at 10 classes, the same at 96,
+    and two thirds as long at 2,000, where it is used.
     """
     flat = logits.reshape(-1, logits.shape[-1])
+    if flat.shape[-1] > 512:
+        return F.cross_entropy(flat, targets.reshape(-1))
     shifted = flat - flat.amax(-1, keepdim=True).detach()
     chosen = shifted.gather(-1, targets.reshape(-1, 1)).squeeze(-1)
     return (shifted.exp().sum(-1).log() - chosen).mean()

@@ -24,7 +24,7 @@ MAX_IMAGES = 30_000
 
 def _bundled(name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
-        from sklearn import datasets
+        from sklearn import datasets  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "tasks") from error
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
