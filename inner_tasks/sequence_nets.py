@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigurationError
 from .base import Params
 from .nets import (
     ACTIVATIONS,
@@ -140,6 +141,12 @@ class Transformer:
     patch: int = 0  # of the patch, in pixels
     activation: str = "gelu"
     gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigurationError(
+                f"width is {self.width}; it must be a multiple of {self.heads}, the heads."
+            )
 
     def init(self, generator: torch.Generator) -> Params:
         """Draw "embed", "position", the blocks ("block0.qkv", ...), "norm" and "head"."""

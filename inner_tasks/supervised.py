@@ -116,6 +116,10 @@ class SupervisedFamily(TaskFamily):
 
     settings: ClassVar[Settings]
 
+    def settle(self, config: Config) -> Config:
+        """A complete configuration with settings that contradict each other reconciled."""
+        return config
+
     @abstractmethod
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """The net and the data of a complete, checked configuration."""
@@ -144,7 +148,7 @@ class SupervisedFamily(TaskFamily):
             raise ConfigurationError(
                 f"{self.name} has no setting {', '.join(unknown)}. It has: {', '.join(complete)}."
             )
-        complete.update(config)
+        complete = self.settle({**complete, **config})
         self._check(complete)
         return self._task(complete, name or f"{self.name}@{digest(complete)}")
 
@@ -164,13 +168,14 @@ class SupervisedFamily(TaskFamily):
             key: values[int(rng.integers(len(values)))]
             for key, (_, values) in self.settings.items()
         }
-        return {
+        config = {
             **drawn,
             "init_gain": round(gain, 4),
             "loss_scale": round(scale, 4),
             "label_noise": 0.0 if clean else round(float(noise), 4),
             "noise_seed": int(noise_seed),
         }
+        return self.settle(config)
 
     def _check(self, config: Config) -> None:
         for key, (_, values) in self.settings.items():

@@ -114,7 +114,6 @@ class ParityRNN(SupervisedFamily):
         "cell": ("rnn", ("rnn", "gru")),
         "width": (16, (8, 16, 24, 32)),
         "length": (6, (4, 5, 6, 8, 10, 12)),
-        "norm": ("none", ("none",)),
         "loss": ("cross-entropy", ("cross-entropy",)),
         "batch_size": (32, BATCH_SIZES),
     }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import MissingExtraError
+from ..core.errors import ConfigurationError, MissingExtraError
 from .data import Dataset, from_rows, generator, require
 
 FASHION = "fashion-mnist/fashion_mnist.npz"
@@ -52,6 +52,8 @@ def _pool(images: NDArray[Any], factor: int) -> NDArray[Any]:
     if factor == 1:
         return images
     *lead, height, width = images.shape
+    if height % factor or width % factor:
+        raise ConfigurationError(f"pool is {factor}; it must divide {height} and {width}.")
     cut = images.reshape(*lead, height // factor, factor, width // factor, factor)
     return np.asarray(cut.mean((-3, -1), dtype=np.float32))
 

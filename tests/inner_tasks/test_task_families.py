@@ -1,0 +1,168 @@
+"""What families draw, and what the draws mean for a task."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lhopt.core.errors import ConfigurationError
+from lhopt.inner_tasks import FAMILIES, SPLITS, get_family
+from lhopt.inner_tasks.digits import DigitsMLP
+from lhopt.inner_tasks.supervised import SupervisedFamily, SupervisedTask
+from lhopt.inner_tasks.synthetic import AdditionRNN, ParityRNN
+from lhopt.inner_tasks.tabular import TabularMLP
+
+SUPERVISED = [
+    name for name in FAMILIES if isinstance(get_family(name), SupervisedFamily)
+]  # all but the noisy quadratic
+
+
+def _family(name: str) -> SupervisedFamily:
+    family = get_family(name)
+    assert isinstance(family, SupervisedFamily)
+    return family
+
+
+def _loss(task: SupervisedTask) -> tuple[float, float]:
+    params = task.init(torch.Generator().manual_seed(0))
+    rows = task.arrays("inner_valid")
+    return float(task.loss(params, rows)), float(task.evaluate(params, rows))
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_draws_stay_in_their_ranges_and_are_the_same_again(name: str) -> None:
+    family = _family(name)
+    configs = [family.draw(seed) for seed in range(200)]
+    assert configs == [family.draw(seed) for seed in range(200)]
+    assert all(0.5 <= c["init_gain"] <= 2.0 and 0.1 <= c["loss_scale"] <= 10.0 for c in configs)
+    noisy = [c["label_noise"] for c in configs if c["label_noise"] > 0]
+    assert 0.25 < len(noisy) / len(configs) < 0.55  # 40%
+    assert max(noisy) <= 0.2
+    for key, (_, values) in family.settings.items():
+        assert {c[key] for c in configs} <= set(values)
+    assert json.loads(json.dumps(configs)) == configs
+
+
+def test_the_draw_of_a_seed_never_changes() -> None:
+    """Recorded: names of tasks key frontiers on disk, so a changed draw is a broken release."""
+    assert DigitsMLP().draw(1) == {
+        "width": 64,
+        "depth": 1,
+        "activation": "elu",
+        "norm": "none",
+        "loss": "cross-entropy",
+        "batch_size": 64,
+        "init_gain": 1.5043,
+        "loss_scale": 2.4458,
+        "label_noise": 0.0,
+        "noise_seed": 1270551447,
+    }
+
+
+def test_different_families_draw_differently_from_one_seed() -> None:
+    assert len({_family(name).draw(3)["init_gain"] for name in SUPERVISED}) == len(SUPERVISED)
+
+
+def test_the_default_is_plain() -> None:
+    config = DigitsMLP().default().config
+    assert (config["init_gain"], config["loss_scale"], config["label_noise"]) == (1.0, 1.0, 0.0)
+
+
+def test_the_loss_scale_leaves_the_evaluation_alone() -> None:
+    family = DigitsMLP()
+    loss, value = _loss(family.default())
+    scaled_loss, scaled_value = _loss(family.build({"loss_scale": 7.0}))
+    assert scaled_loss == pytest.approx(7 * loss, rel=1e-5)
+    assert scaled_value == value
+    assert value == pytest.approx(loss + 1e-4, rel=1e-6)
+
+
+def test_label_noise_changes_that_share_of_train_targets_and_nothing_else() -> None:
+    clean, noisy = DigitsMLP().default(), DigitsMLP().build({"label_noise": 0.2})
+    changed = (clean.arrays("train")[1] != noisy.arrays("train")[1]).float().mean()
+    assert float(changed) == pytest.approx(0.2, abs=0.04)
+    assert torch.equal(clean.arrays("train")[0], noisy.arrays("train")[0])
+    for split in SPLITS[1:]:
+        assert torch.equal(clean.arrays(split)[1], noisy.arrays(split)[1])
+    assert int(noisy.arrays("train")[1].max()) == 9
+
+
+def test_noise_on_values_is_normal_and_noise_on_clicks_flips() -> None:
+    family = get_family("teacher-regression")
+    assert isinstance(family, SupervisedFamily)
+    clean, noisy = family.default(), family.build({"label_noise": 0.1})
+    gap = noisy.arrays("train")[1] - clean.arrays("train")[1]
+    assert float(gap.std()) == pytest.approx(0.1, rel=0.05)
+    clicks = _family("recommender").build({"label_noise": 0.2}).arrays("train")[1]
+    assert set(clicks.tolist()) == {0, 1}
+
+
+def test_a_drawn_task_is_built_again_from_its_configuration() -> None:
+    drawn = DigitsMLP().sample(5)
+    again = DigitsMLP().build(drawn.config, drawn.name)
+    assert repr(again) == repr(drawn)
+    assert again.describe() == drawn.describe()
+    assert json.loads(drawn.describe()) == {"family": "digits-mlp", **drawn.config}
+
+
+def test_a_built_task_is_named_by_its_configuration() -> None:
+    one, two = DigitsMLP().build({"width": 20}), DigitsMLP().build({"width": 21})
+    assert one.name.startswith("digits-mlp@")
+    assert one.name != two.name
+    assert one.name == DigitsMLP().build({"width": 20}).name
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"widht": 3}, "no setting widht"),
+        ({"activation": "sin"}, "allows elu, gelu"),
+        ({"width": 0}, "integer >= 1"),
+        ({"loss_scale": 0.0}, "above 0"),
+        ({"init_gain": math.nan}, "above 0"),
+        ({"label_noise": 2.0}, r"in \[0, 1\]"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_refused(
+    config: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        DigitsMLP().build(config)
+
+
+def test_diabetes_takes_squared_error_in_place_of_cross_entropy() -> None:
+    task = TabularMLP().build({"table": "diabetes"})
+    assert task.config["loss"] == "squared-error"
+    assert task.arrays("train")[1].shape[1:] == (1,)
+
+
+def test_parity_targets_are_the_parity_of_the_inputs_signs() -> None:
+    x, y = ParityRNN().build({"length": 7}).arrays("train")
+    bits = (x[..., 0] > 0).long()
+    agrees = (bits.sum(1) % 2 == y).float().mean()
+    assert float(agrees) > 0.999  # jitter of 0.2 almost never turns a sign
+
+
+def test_addition_targets_are_the_bits_of_the_sum() -> None:
+    x, y = AdditionRNN().build({"length": 6}).arrays("test")
+    bits = np.asarray((x > 0).long())
+    powers = 2 ** np.arange(6)
+    sums = (bits * powers[:, None]).sum((1, 2))
+    np.testing.assert_array_equal((np.asarray(y) * powers).sum(1), sums % 64)
+
+
+def test_language_targets_are_the_inputs_moved_by_one() -> None:
+    task = get_family("char-gru").default()
+    tokens, targets = task.arrays("train")
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+    assert int(max(tokens.max(), targets.max())) < 96
+
+
+def test_no_click_stands_in_two_splits_of_the_recommender() -> None:
+    task = _family("recommender").default()
+    codes = [set((p[:, 0] * 150 + p[:, 1]).tolist()) for p, _ in map(task.arrays, SPLITS)]
+    assert sum(map(len, codes)) == len(set().union(*codes))
