@@ -1,0 +1,190 @@
+"""Episodes: K runs of one task that are steered together, and the reward at their end.
+
+The environment's half of the one line: statistics come from the engine, features, actions and
+bounds from `core/` and `policy/runtime` as everywhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..core import features
+from ..core.actions import COLUMN, N_CONTROLS
+from ..core.controls import CONTROL_NAMES, CONTROLS
+from ..core.features import FeatureState, Situation
+from ..core.sampling import measured_steps
+from ..core.statistics import Accumulator, Statistics, measure
+from ..core.types import BoolArray, FloatArray
+from ..inner_tasks.base import InnerTask
+from ..inner_tasks.engine import BatchedRuns, Settings
+from ..policy.runtime import bounded, opening
+from .config import EnvConfig
+from .frontier import SPEED_BOUNDS, Frontier
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What an episode draws besides its task.
+
+    Attributes:
+        seeds: One per run: weights and data order.
+        start: `(K, controls)` starting values, nan where the optimizer lacks the control.
+        n_intervals: Intervals of the run; decisions are one fewer.
+        reports_valid: Whether the job reports a validation loss.
+    """
+
+    seeds: tuple[int, ...]
+    start: FloatArray
+    n_intervals: int
+    reports_valid: bool
+
+
+def draw(config: EnvConfig, rng: np.random.Generator, n_runs: int) -> Draw:
+    """Draw an episode: seeds, hidden start noise, number of decisions."""
+    steered = config.steered
+    start = np.full((n_runs, N_CONTROLS), np.nan)
+    for name, value in {**steered.start, **config.start}.items():
+        width = steered.noise.get(name, 0.0) * config.noise_scale
+        shift = rng.uniform(-width, width, n_runs)
+        control = CONTROLS[name]
+        delta = shift * np.log(10.0) if control.kind == "scale" else shift
+        start[:, COLUMN[name]] = control.apply(np.full(n_runs, value), delta)
+    low, high = config.intervals
+    return Draw(
+        seeds=tuple(int(s) for s in rng.integers(0, 2**31 - 1, n_runs)),
+        start=start,
+        n_intervals=int(rng.integers(low, high + 1)),
+        reports_valid=bool(rng.random() < config.valid_share),
+    )
+
+
+class Episode:
+    """K steered runs of one task, from first interval to reward.
+
+    Args:
+        task: What is trained.
+        steps: Inner steps of a run.
+        config: Which optimizer, schedule and controls.
+        drawn: Seeds and hidden starts.
+        frontier: The task's yardstick; without one there is no reward (nan).
+        device: Where the runs live.
+
+    Attributes:
+        observation: `(K, len(FEATURES))` after the latest interval.
+        reward: `(K,)` log2 speed, set when `finished`.
+        final_loss: `(K,)` `outer_valid` loss, set when `finished`.
+    """
+
+    def __init__(
+        self,
+        task: InnerTask,
+        steps: int,
+        config: EnvConfig,
+        drawn: Draw,
+        frontier: Frontier | None = None,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        self.task, self.steps, self.config, self.drawn = task, steps, config, drawn
+        self.frontier = frontier
+        self.n_runs = len(drawn.seeds)
+        self.interval = -(-steps // drawn.n_intervals)
+        self.share = np.full(self.n_runs, self.interval / steps)
+        self._steered = np.zeros(N_CONTROLS, bool)
+        for control in config.controls:
+            self._steered[COLUMN[control.name]] = True
+        self.start, self.values = drawn.start, drawn.start.copy()
+        self.runs = BatchedRuns(
+            task, drawn.seeds, self._settings(), rule=config.steered.rule, device=device
+        )
+        self._state = FeatureState.initial(self.n_runs)
+        self.done = 0
+        self.reward: FloatArray = np.full(self.n_runs, np.nan)
+        self.final_loss: FloatArray = np.full(self.n_runs, np.nan)
+        self.statistics: Statistics | None = None
+        steered = np.tile(self._steered, (self.n_runs, 1))
+        first = opening(config.schedule, self.share, steered)
+        self._schedule = first.schedule
+        self._apply(first.delta)
+        self.observation = self._run_interval()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.done >= self.steps
+
+    @property
+    def n_decisions(self) -> int:
+        """Decisions of the whole run."""
+        return -(-self.steps // self.interval) - 1
+
+    @property
+    def alive(self) -> BoolArray:
+        """`(K,)`: which runs have not diverged."""
+        return self.runs.alive
+
+    def situation(self) -> Situation:
+        """Where the runs stand now."""
+        relative = np.full((self.n_runs, N_CONTROLS), np.nan)
+        for j in np.flatnonzero(self._steered):
+            control = CONTROLS[CONTROL_NAMES[j]]
+            relative[:, j] = control.distance(self.values[:, j], self.start[:, j])
+        progress = np.full(self.n_runs, min(self.done / self.steps, 1.0))
+        return Situation(progress, self.share, relative, self._schedule)
+
+    def step(self, chosen: FloatArray) -> FloatArray:
+        """Carry out the policy's deltas `(K, all controls)` and run one interval.
+
+        Returns:
+            The next observation, `(K, len(FEATURES))`.
+        """
+        assert not self.finished
+        assert self.statistics is not None
+        decision = bounded(self.config.schedule, chosen, self.statistics, self.situation())
+        self._state = features.remember(self._state, decision.action_delta)
+        self._schedule = decision.schedule
+        self._apply(decision.delta)
+        self.observation = self._run_interval()
+        return self.observation
+
+    def _apply(self, delta: FloatArray) -> None:
+        for j in np.flatnonzero(self._steered):
+            control = CONTROLS[CONTROL_NAMES[j]]
+            self.values[:, j] = control.apply(self.values[:, j], delta[:, j])
+        self.runs.set(self._settings())
+
+    def _settings(self) -> Settings:
+        named = dict(zip(CONTROL_NAMES, self.values.T, strict=True))
+        given = {k: v.copy() for k, v in named.items() if not np.isnan(v).all()}
+        return replace(Settings(), **given)
+
+    def _run_interval(self) -> FloatArray:
+        n = min(self.interval, self.steps - self.done)
+        before = self.runs.flat.clone()
+        # the rule sees the nominal interval, as in the client: the last one may be shorter
+        offsets = [i for i in measured_steps(self.interval) if i < n]
+        seen = self.runs.advance(n, offsets)
+        self.done += n
+        moved = (self.runs.flat - before).square().sum(1).double().numpy(force=True)
+        base = before.square().sum(1).double().numpy(force=True)
+        displacement = 0.5 * (np.log(np.maximum(moved, 1e-60)) - np.log(np.maximum(base, 1e-60)))
+        accumulated = Accumulator.empty(self.n_runs).add_losses(seen.losses)
+        rate = self.values[:, COLUMN["learning_rate"]]
+        for moments, clipped in zip(seen.moments, seen.clipped, strict=True):
+            accumulated = accumulated.add_step(measure(moments, rate, clipped))
+        valid = None
+        if self.drawn.reports_valid:
+            valid = self.runs.evaluate("inner_valid", limit=self.config.valid_examples)
+        self.statistics = accumulated.finish(log_displacement=displacement, valid_loss=valid)
+        self._state, observation = features.update(self._state, self.statistics, self.situation())
+        if self.finished:
+            self._score()
+        return observation
+
+    def _score(self) -> None:
+        self.final_loss = self.runs.evaluate("outer_valid")
+        if self.frontier is not None:
+            speed = self.frontier.log2_speed(self.final_loss)
+            self.reward = np.where(self.alive, speed, SPEED_BOUNDS[0])

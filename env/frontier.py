@@ -1,0 +1,258 @@
+"""The yardstick of a task: final losses of finished, tuned baseline runs against their budget.
+
+Baseline: AdamW, default betas, weight decay 0.01, 5% linear warm-up, cosine to 0 over the run's own
+budget, learning rate the best of a grid at each budget. A run that is cut off before its decay is
+no baseline: every point is a run that finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import FrontierError
+from ..core.types import FloatArray, IntArray
+from ..inner_tasks.base import InnerTask
+from ..inner_tasks.engine import BatchedRuns, Settings
+
+#: Changes whenever the protocol does, so that old caches are not read.
+PROTOCOL = 1
+WARMUP = 0.05
+#: log2 speed is read no further than this: beyond the frontier's ends it is a guess.
+SPEED_BOUNDS = (-3.0, 2.0)
+#: Budget, in units of ours, that the untrained loss is plotted at, to extrapolate downwards.
+UNTRAINED_BUDGET = 1.0 / 64.0
+
+
+@dataclass(frozen=True)
+class FrontierConfig:
+    """How a frontier is measured.
+
+    Attributes:
+        budgets: In units of the run's own length; ascending, 1 among them.
+        rates: Learning rates tried at every budget.
+        seeds: Runs per rate and budget; a rate is judged by its mean.
+    """
+
+    budgets: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    rates: tuple[float, ...] = tuple(float(10.0 ** (k / 3.0)) for k in range(-12, 1))
+    seeds: tuple[int, ...] = (900_001, 900_002)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Best final loss of the tuned baseline at each budget.
+
+    Attributes:
+        task: The inner task's name.
+        steps: Inner steps of budget 1.
+        budgets: Ascending, in units of `steps`.
+        losses: Mean final `outer_valid` loss at the best rate, as measured.
+        best_rates: That rate, per budget.
+        noise: Standard error of log loss at budget 1, over seeds.
+        untrained: Loss before the first step.
+        grid: `(budgets, rates)` mean final loss of every rate tried; None is divergence.
+        rates: The rates tried.
+    """
+
+    task: str
+    steps: int
+    budgets: tuple[float, ...]
+    losses: tuple[float, ...]
+    best_rates: tuple[float, ...]
+    noise: float
+    untrained: float
+    rates: tuple[float, ...] = ()
+    grid: tuple[tuple[float | None, ...], ...] = field(default=(), repr=False)
+
+    def log2_speed(self, loss: FloatArray | float) -> FloatArray:
+        """log2 of the budget at which the baseline reaches `loss`; any shape.
+
+        Log-log interpolation on the monotone envelope of the frontier, clipped to `SPEED_BOUNDS`;
+        a loss that is not finite gets the lower bound.
+        """
+        loss = np.asarray(loss, np.float64)
+        low, high = SPEED_BOUNDS
+        x = np.log2(np.asarray([UNTRAINED_BUDGET, *self.budgets]))
+        envelope = np.minimum.accumulate([max(self.untrained, self.losses[0]), *self.losses])
+        y = np.log(np.maximum(envelope, 1e-12))
+        # strictly falling, or the inverse does not exist
+        y = y - 1e-9 * np.arange(len(y))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = np.log(np.maximum(loss, 1e-12))
+        speed = np.interp(-value, -y, x)
+        # beyond the largest budget: the last segment's slope goes on
+        slope = (x[-1] - x[-2]) / (y[-2] - y[-1])
+        speed = np.where(value < y[-1], x[-1] + slope * (y[-1] - value), speed)
+        return np.asarray(np.where(np.isfinite(loss), np.clip(speed, low, high), low))
+
+    @property
+    def resolution(self) -> float:
+        """Standard error of the baseline's own final loss, in octaves of speed.
+
+        Large where the frontier is flat: there a speed says little, and a task is of no use.
+        """
+        i = self.budgets.index(1.0)
+        envelope = np.minimum.accumulate(self.losses)
+        j = max(i - 1, 0)
+        octaves = np.log2(self.budgets[i + 1] / self.budgets[j])
+        slope = (np.log(envelope[j]) - np.log(envelope[i + 1])) / octaves
+        return float(self.noise / slope) if slope > 0 else float("inf")
+
+    @property
+    def edge(self) -> bool:
+        """Whether the best rate at budget 1 lies on the edge of the grid."""
+        best = self.best_rates[self.budgets.index(1.0)]
+        return best in (min(self.rates), max(self.rates))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Frontier:
+        """The frontier that `to_json` wrote."""
+        try:
+            return cls(
+                task=row["task"],
+                steps=int(row["steps"]),
+                budgets=tuple(row["budgets"]),
+                losses=tuple(row["losses"]),
+                best_rates=tuple(row["best_rates"]),
+                noise=float(row["noise"]),
+                untrained=float(row["untrained"]),
+                rates=tuple(row["rates"]),
+                grid=tuple(tuple(line) for line in row["grid"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FrontierError(
+                f"A stored frontier cannot be read ({error!r}); delete it, it is made again."
+            ) from error
+
+
+def cosine(rate: FloatArray, total: IntArray, start: int, stop: int) -> FloatArray:
+    """Warm-up and cosine to 0 for steps `start` to `stop`: `(stop - start, K)` rates.
+
+    Args:
+        rate: `(K,)` peak rates.
+        total: `(K,)` length of each run, in steps.
+        start: First step, from 0.
+        stop: One past the last step.
+    """
+    t = np.arange(start, stop, dtype=np.float64)[:, None]
+    warmup = np.maximum(np.ceil(WARMUP * total), 1.0)
+    rising = np.minimum((t + 1.0) / warmup, 1.0)
+    falling = 0.5 * (1.0 + np.cos(np.pi * np.minimum(t / total, 1.0)))
+    return np.asarray(rate * rising * falling)
+
+
+def measure_frontier(task: InnerTask, steps: int, config: FrontierConfig | None = None) -> Frontier:
+    """Train the baseline at every budget, rate and seed, in one batch.
+
+    Args:
+        task: What is trained.
+        steps: Inner steps of budget 1.
+        config: Budgets, rates and seeds.
+
+    Raises:
+        FrontierError: At some budget every rate diverged.
+    """
+    config = config or FrontierConfig()
+    n_rates, n_seeds = len(config.rates), len(config.seeds)
+    lengths = [max(2, round(b * steps)) for b in config.budgets]
+    total = np.repeat(lengths, n_rates * n_seeds)
+    rate = np.tile(np.repeat(config.rates, n_seeds), len(lengths))
+    seeds = list(np.tile(config.seeds, n_rates * len(lengths)))
+    runs = BatchedRuns(task, [int(s) for s in seeds], Settings(learning_rate=rate))
+    untrained = float(np.mean(runs.evaluate(averaged=False)[:n_seeds]))
+    finals: list[FloatArray] = []
+    done = 0
+    for length in lengths:
+        while done < length:  # in pieces, so that batch indices of 4 T steps need not be held
+            stop = min(done + 256, length)
+            runs.advance(stop - done, learning_rates=cosine(rate, total, done, stop))
+            done = stop
+        n_done = n_rates * n_seeds
+        finals.append(runs.evaluate(averaged=False)[:n_done].reshape(n_rates, n_seeds))
+        if len(total) > n_done:
+            rest = np.arange(n_done, len(total))
+            runs.keep(rest)
+            rate, total = rate[rest], total[rest]
+    table = np.stack(finals)  # (budgets, rates, seeds)
+    means = table.mean(axis=2)
+    if not np.isfinite(means.min(axis=1)).all():
+        raise FrontierError(
+            f"Every rate of {config.rates} diverged on {task.name!r}; the task is broken, or its "
+            "rates lie outside the grid."
+        )
+    best = means.argmin(axis=1)
+    at_one = table[config.budgets.index(1.0), best[config.budgets.index(1.0)]]
+    log_std = float(np.log(np.maximum(at_one, 1e-12)).std(ddof=1)) if n_seeds > 1 else 0.0
+    return Frontier(
+        task=task.name,
+        steps=steps,
+        budgets=config.budgets,
+        losses=tuple(float(v) for v in means.min(axis=1)),
+        best_rates=tuple(float(config.rates[i]) for i in best),
+        noise=log_std,
+        untrained=untrained,
+        rates=config.rates,
+        grid=tuple(tuple(float(v) if np.isfinite(v) else None for v in row) for row in means),
+    )
+
+
+def cache_folder() -> Path:
+    """Where frontiers are kept: `LHOPT_CACHE`, or `~/.cache/lhopt`."""
+    root = os.environ.get("LHOPT_CACHE") or Path.home() / ".cache" / "lhopt"
+    return Path(root) / "frontiers"
+
+
+def cache_key(task: InnerTask, steps: int, config: FrontierConfig) -> str:
+    """Name of a frontier's file: changes with the task's drawn configuration and the protocol."""
+    described = {
+        "protocol": PROTOCOL,
+        "task": task.name,
+        "config": getattr(task, "config", None),
+        "batch_size": task.batch_size,
+        "steps": steps,
+        "frontier": asdict(config),
+    }
+    text = json.dumps(described, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def get_frontier(
+    task: InnerTask,
+    steps: int,
+    config: FrontierConfig | None = None,
+    *,
+    folders: Sequence[Path] = (),
+) -> Frontier:
+    """The frontier from the cache, measured first if it is not there.
+
+    Args:
+        task: Which task.
+        steps: Inner steps of budget 1.
+        config: How it is measured; part of the cache key.
+        folders: Further folders that are read before the cache, e.g. shipped frontiers.
+    """
+    config = config or FrontierConfig()
+    name = cache_key(task, steps, config) + ".json"
+    for folder in (*folders, cache_folder()):
+        path = folder / name
+        if path.exists():
+            return Frontier.from_json(json.loads(path.read_text()))
+    frontier = measure_frontier(task, steps, config)
+    path = cache_folder() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{name}.{os.getpid()}")
+    temporary.write_text(json.dumps(frontier.to_json()) + "\n")
+    temporary.replace(path)
+    return frontier

@@ -1,0 +1,151 @@
+"""The pool of tasks that episodes are drawn from, each with its length and frontier."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from ..core.errors import ConfigurationError, FrontierError
+from ..core.types import FloatArray
+from ..inner_tasks.base import InnerTask
+from ..inner_tasks.registry import get_task
+from .frontier import Frontier, FrontierConfig, get_frontier
+
+logger = logging.getLogger("lhopt")
+
+#: A task whose baseline noise exceeds this many octaves of speed teaches and shows nothing.
+MAX_RESOLUTION = 0.4
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task and how long its runs are.
+
+    Attributes:
+        task: Name as `get_task` takes it, e.g. "digits-mlp/17".
+        steps: Inner steps of a run.
+    """
+
+    task: str
+    steps: int
+
+    @property
+    def family(self) -> str:
+        """The family's name."""
+        return self.task.split("/")[0]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pool's task, ready to be run."""
+
+    spec: TaskSpec
+    task: InnerTask
+    frontier: Frontier
+
+
+class TaskPool:
+    """Tasks to draw from, with weights that even out families and their cost.
+
+    Args:
+        entries: Ready tasks.
+        steps_power: Weight of a task within its family is steps ** -steps_power: 1 gives long
+            runs the same share of the compute as short ones, 0 the same share of the episodes.
+    """
+
+    def __init__(self, entries: Sequence[Entry], *, steps_power: float = 0.5) -> None:
+        if not entries:
+            raise ConfigurationError("The task pool is empty; give at least one task.")
+        self.entries = tuple(entries)
+        families = [e.spec.family for e in entries]
+        weights = np.array([e.spec.steps**-steps_power for e in entries])
+        for family in set(families):
+            mask = np.array([f == family for f in families])
+            weights[mask] /= weights[mask].sum()
+        self.weights: FloatArray = weights / weights.sum()
+
+    def sample(self, rng: np.random.Generator) -> Entry:
+        """Draw one task."""
+        return self.entries[int(rng.choice(len(self.entries), p=self.weights))]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def draw_specs(
+    families: Iterable[str], per_family: int, steps: tuple[int, int], seed: int = 0
+) -> list[TaskSpec]:
+    """Specs of several tasks per family, with log-uniform lengths; same seed, same specs."""
+    specs = []
+    for family in families:
+        rng = np.random.default_rng([seed, crc32(family.encode())])
+        for i in range(per_family):
+            length = np.exp(rng.uniform(np.log(steps[0]), np.log(steps[1])))
+            specs.append(TaskSpec(f"{family}/{seed * 1000 + i}", int(10 * round(length / 10))))
+    return specs
+
+
+def _ready(spec: TaskSpec, config: FrontierConfig) -> Frontier | str:
+    torch.set_num_threads(1)
+    try:
+        return get_frontier(get_task(spec.task), spec.steps, config)
+    except FrontierError as error:
+        return str(error)
+
+
+def build_pool(
+    specs: Sequence[TaskSpec],
+    *,
+    config: FrontierConfig | None = None,
+    processes: int = 1,
+    max_resolution: float = MAX_RESOLUTION,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> TaskPool:
+    """A pool of those specs whose frontier is sharp, measuring frontiers that no cache holds.
+
+    Args:
+        specs: Candidates.
+        config: How frontiers are measured.
+        processes: Frontiers measured at once.
+        max_resolution: Tasks with a blunter frontier (octaves) or an optimum on the edge of the
+            rates are left out, and named in the log.
+        progress: Called with done, total and the task's name.
+    """
+    config = config or FrontierConfig()
+    work = partial(_ready, config=config)
+    frontiers: list[Frontier | str] = []
+
+    def note(i: int) -> None:
+        if progress:
+            progress(i + 1, len(specs), specs[i].task)
+
+    if processes > 1:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            for i, frontier in enumerate(pool.map(work, specs)):
+                frontiers.append(frontier)
+                note(i)
+    else:
+        for i, spec in enumerate(specs):
+            frontiers.append(work(spec))
+            note(i)
+    entries = []
+    for spec, found in zip(specs, frontiers, strict=True):
+        if isinstance(found, str):
+            logger.info("task %s left out: %s", spec.task, found)
+        elif found.resolution > max_resolution or found.edge:
+            logger.info(
+                "task %s left out: resolution %.2f octaves, best rate %g of %g..%g",
+                spec.task, found.resolution, found.best_rates[found.budgets.index(1.0)],
+                min(found.rates), max(found.rates),
+            )  # fmt: skip
+        else:
+            entries.append(Entry(spec, get_task(spec.task), found))
+    return TaskPool(entries)

@@ -1,0 +1,130 @@
+"""The vector environment as stable-baselines3 wants it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from ..core.errors import ConfigurationError
+from ..core.types import BoolArray, FloatArray, IntArray
+from .vector import HyperparameterVectorEnv
+
+
+class Sb3VecEnv(VecEnv):
+    """Adapter: a few lines between two vector APIs, and two things that PPO needs.
+
+    Environments are permuted, because SB3 forms minibatches from neighbours: sorted by bucket,
+    a minibatch would hold one task, and advantages are normalised per minibatch.
+
+    With `baseline`, the reward that the learner sees is the run's log2 speed minus the mean of the
+    other runs of its bucket: same task, same length. That removes the task's difficulty from the
+    return and, being independent of the run's own actions, leaves the gradient unbiased. The true
+    reward is in `info["episode"]["r"]`, as SB3's Monitor writes it.
+
+    Args:
+        env: A SAME_STEP vector environment.
+        baseline: Subtract the bucket's leave-one-out mean.
+        seed: Of the permutation.
+    """
+
+    def __init__(
+        self, env: HyperparameterVectorEnv, *, baseline: bool = True, seed: int = 0
+    ) -> None:
+        if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
+            raise ConfigurationError(
+                f"The environment resets in mode {env.metadata.get('autoreset_mode')}; SB3 needs "
+                "SAME_STEP, or every episode gains one transition that never happened."
+            )
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.env, self.baseline = env, baseline
+        self._order: IntArray = np.random.default_rng([seed, 1]).permutation(env.num_envs)
+        self._inverse: IntArray = np.argsort(self._order)
+        self._actions: IntArray = np.zeros((env.num_envs, 1), np.int64)
+        self._length = np.zeros(env.num_envs, np.int64)
+        #: Finished episodes not yet read: (task, log2 speed), for logging by family.
+        self.finished: deque[tuple[str, float]] = deque(maxlen=10_000)
+
+    def reset(self) -> VecEnvObs:
+        """Start new episodes everywhere."""
+        observation, _ = self.env.reset()
+        self._length[:] = 0
+        return observation[self._order]
+
+    def step_async(self, actions: IntArray) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = np.asarray(actions)[self._inverse]
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Carry out the kept actions."""
+        observation, reward, terminated, _, info = self.env.step(self._actions)
+        self._length += 1
+        seen = self._centred(reward, terminated) if self.baseline else reward
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(terminated):
+            infos[i] = {
+                "terminal_observation": info["final_obs"][i],
+                "TimeLimit.truncated": False,
+                "episode": {"r": float(reward[i]), "l": int(self._length[i]), "t": 0.0},
+                "final_loss": float(info["final_loss"][i]),
+                "task": info["task"][i],
+            }
+            self.finished.append((str(info["task"][i]), float(reward[i])))
+        self._length[terminated] = 0
+        order = self._order
+        return (
+            observation[order],
+            seen[order].astype(np.float32),
+            terminated[order],
+            [infos[i] for i in order],
+        )
+
+    def _centred(self, reward: FloatArray, terminated: BoolArray) -> FloatArray:
+        out = reward.copy()
+        size = self.env.runs_per_bucket
+        if size < 2:
+            return out
+        for b in range(self.env.n_buckets):
+            rows = slice(b * size, (b + 1) * size)
+            if terminated[rows].all():
+                others = (reward[rows].sum() - reward[rows]) / (size - 1)
+                out[rows] = reward[rows] - others
+        return out
+
+    def close(self) -> None:
+        """Release the environment."""
+        self.env.close()
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None
+    ) -> list[bool]:
+        """No environment here is wrapped, but SB3's Monitor is: episodes are reported."""
+        from stable_baselines3.common.monitor import Monitor
+
+        return [wrapper_class is Monitor] * len(self._rows(indices))
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """One attribute of the vector environment, for each row asked for."""
+        value = getattr(self.env, attr_name)
+        return [value for _ in self._rows(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of the vector environment."""
+        setattr(self.env, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the vector environment once."""
+        return [getattr(self.env, method_name)(*method_args, **method_kwargs)]
+
+    def _rows(self, indices: Any) -> Sequence[int]:
+        if indices is None:
+            return range(self.num_envs)
+        return [indices] if isinstance(indices, int) else list(indices)

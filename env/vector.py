@@ -1,0 +1,147 @@
+"""Many steered runs at once, as a native Gymnasium vector environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from ..core.actions import action_deltas
+from ..core.errors import ConfigurationError
+from ..core.features import BOUND, FEATURES
+from ..core.types import BoolArray, FloatArray, IntArray
+from .config import EnvConfig
+from .episode import Episode, draw
+from .pool import TaskPool
+
+
+def observation_space() -> gym.spaces.Box:
+    """All features, in the order of `core.features.FEATURES`, in [-3, 3]."""
+    return gym.spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
+
+
+def action_space(config: EnvConfig) -> gym.spaces.MultiDiscrete:
+    """One choice per control that `config` steers."""
+    return gym.spaces.MultiDiscrete([len(c.choices) for c in config.controls])
+
+
+class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
+    """Steer many inner training runs at once; an episode is one run.
+
+    The runs live in buckets: the runs of a bucket share task, length and number of decisions, and
+    differ in seed, data order and hidden starting hyperparameters. All of a bucket end together;
+    it then draws a new task at once (SAME_STEP autoreset).
+
+    Action: `MultiDiscrete`, one index per steered control (`core/controls.py`, `choices`).
+    Observation: `Box(-3, 3, (n_features,), float32)`, in the order of `core.features.FEATURES`.
+    Reward: 0, and at the last step log2 of the speed against the task's frontier, in [-3, 2].
+    Terminated: the inner run has made all its steps. A diverged run waits, frozen, for its bucket.
+    Truncated: never.
+    Info at the end: "final_obs", "final_loss", "task", "speed" (log2), and "diverged".
+
+    Args:
+        pool: Tasks to draw from.
+        config: Which optimizer, schedule and controls.
+        n_buckets: Buckets.
+        runs_per_bucket: Runs in each; 32 or more, or batching gains little.
+        seed: Of everything that is drawn; same seed, same episodes.
+        device: Where the runs live.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self,
+        pool: TaskPool,
+        config: EnvConfig | None = None,
+        *,
+        n_buckets: int = 4,
+        runs_per_bucket: int = 32,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        if n_buckets < 1 or runs_per_bucket < 1:
+            raise ConfigurationError(
+                f"n_buckets={n_buckets}, runs_per_bucket={runs_per_bucket}: both must be >= 1."
+            )
+        self.pool, self.config, self.device = pool, config or EnvConfig(), device
+        self.n_buckets, self.runs_per_bucket = n_buckets, runs_per_bucket
+        self.num_envs = n_buckets * runs_per_bucket
+        self.single_observation_space = observation_space()
+        self.single_action_space = action_space(self.config)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._seed = seed
+        self._episodes: list[Episode] = []
+        self._counts = [0] * n_buckets
+        self._observation = np.zeros((self.num_envs, len(FEATURES)), np.float32)
+
+    @property
+    def groups(self) -> IntArray:
+        """`(num_envs,)` the bucket of each run."""
+        return np.repeat(np.arange(self.n_buckets), self.runs_per_bucket)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Draw new episodes everywhere and run their first interval."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._seed, self._counts = seed, [0] * self.n_buckets
+        self._episodes = [self._draw(b) for b in range(self.n_buckets)]
+        for b, episode in enumerate(self._episodes):
+            self._observation[self._rows(b)] = episode.observation
+        return self._observation.copy(), {}
+
+    def step(
+        self, actions: IntArray
+    ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
+        """Carry out one decision per run and train one interval."""
+        deltas = action_deltas(np.asarray(actions), self.config.controls)
+        reward = np.zeros(self.num_envs)
+        terminated = np.zeros(self.num_envs, bool)
+        info: dict[str, Any] = {}
+        for b in range(self.n_buckets):
+            rows, episode = self._rows(b), self._episodes[b]
+            self._observation[rows] = episode.step(deltas[rows])
+            if episode.finished:
+                reward[rows], terminated[rows] = episode.reward, True
+                self._report(info, rows, episode)
+                self._episodes[b] = self._draw(b)
+                self._observation[rows] = self._episodes[b].observation
+        return self._observation.copy(), reward, terminated, np.zeros_like(terminated), info
+
+    def _rows(self, bucket: int) -> slice:
+        return slice(bucket * self.runs_per_bucket, (bucket + 1) * self.runs_per_bucket)
+
+    def _draw(self, bucket: int) -> Episode:
+        rng = np.random.default_rng([self._seed, bucket, self._counts[bucket]])
+        self._counts[bucket] += 1
+        entry = self.pool.sample(rng)
+        drawn = draw(self.config, rng, self.runs_per_bucket)
+        return Episode(
+            entry.task, entry.spec.steps, self.config, drawn, entry.frontier, device=self.device
+        )
+
+    def _report(self, info: dict[str, Any], rows: slice, episode: Episode) -> None:
+        """Fill Gymnasium's dict of arrays with a finished bucket."""
+        defaults: dict[str, Any] = {
+            "final_obs": np.zeros_like(self._observation),
+            "final_loss": np.full(self.num_envs, np.nan),
+            "speed": np.full(self.num_envs, np.nan),
+            "diverged": np.zeros(self.num_envs, bool),
+            "task": np.full(self.num_envs, "", dtype=object),
+        }
+        for name, value in defaults.items():
+            if name not in info:
+                info[name] = value
+                info[f"_{name}"] = np.zeros(self.num_envs, bool)
+            info[f"_{name}"][rows] = True
+        info["final_obs"][rows] = episode.observation
+        info["final_loss"][rows] = episode.final_loss
+        info["speed"][rows] = episode.reward
+        info["diverged"][rows] = ~episode.alive
+        info["task"][rows] = episode.task.name

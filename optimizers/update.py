@@ -1,0 +1,270 @@
+"""The one update rule behind `SteerableAdamW` and the batched engine: a function over K runs.
+
+Everything is a `(K, d)` block: K runs side by side, each with its own hyperparameters in `(K, 1)`
+tensors. The engine calls it once a step on all parameters of all runs; the optimizer face calls it
+once per parameter with K = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigurationError, UnknownNameError
+
+#: Quintic Newton-Schulz coefficients, as torch.optim.Muon (Jordan, 2024).
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+BIAS_CORRECTIONS = ("running", "step")
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """What stays fixed over a run; what may be steered is in `Hyperparameters`.
+
+    Attributes:
+        orthogonal: On matrices, replace Adam's update by orthogonalised momentum (Muon).
+        ns_steps: Newton-Schulz iterations when `orthogonal`.
+        nesterov: Orthogonalise a look-ahead of the momentum, as Muon does.
+        trust_power: Scale a matrix's update by (|p| / |u|) to this power: 0 is plain, 1 is LAMB,
+            where the learning rate is the relative change of a matrix per step.
+        average: Horizon of the weight average as a fraction of the steps so far; 0 is none.
+        clip: Clip the gradient at `clip_ratio` times the decaying maximum of past norms.
+        clip_decay: Decay of that maximum per step.
+        bias_correction: "running" divides by the product of the betas really used, right when
+            betas move; "step" is torch.optim.AdamW's 1 - beta**t with today's beta.
+    """
+
+    orthogonal: bool = False
+    ns_steps: int = 5
+    nesterov: bool = True
+    trust_power: float = 0.0
+    average: float = 0.0
+    clip: bool = False
+    clip_decay: float = 0.99
+    bias_correction: Literal["running", "step"] = "running"
+
+    def __post_init__(self) -> None:
+        if self.bias_correction not in BIAS_CORRECTIONS:
+            raise UnknownNameError("bias correction", self.bias_correction, BIAS_CORRECTIONS)
+        if not 0.0 <= self.trust_power <= 1.0:
+            raise ConfigurationError(
+                f"trust_power is {self.trust_power}; it must lie in [0, 1]: 0 is AdamW, 1 is LAMB."
+            )
+        if self.average < 0.0 or self.ns_steps < 1 or not 0.0 < self.clip_decay <= 1.0:
+            raise ConfigurationError(
+                f"average={self.average}, ns_steps={self.ns_steps}, clip_decay={self.clip_decay}: "
+                "average must be >= 0, ns_steps >= 1, clip_decay in (0, 1]."
+            )
+
+
+#: torch.optim.AdamW to the letter, formula for moving betas included.
+ADAMW = UpdateRule(bias_correction="step")
+
+
+@dataclass
+class Hyperparameters:
+    """Steered values of K runs, each a `(K, 1)` float64 tensor on the parameters' device.
+
+    Betas are held as their distance from 1, and all in float64: 1 - 0.999 in float32 is off by
+    5e-5, which shows in the first steps' bias corrections.
+    """
+
+    lr: Tensor
+    one_minus_beta1: Tensor
+    one_minus_beta2: Tensor
+    eps: Tensor
+    weight_decay: Tensor
+    clip_ratio: Tensor
+
+
+@dataclass
+class RunState:
+    """Optimizer state shared by all blocks of a run; `(K, 1)` float64 tensors, updated in place.
+
+    Attributes:
+        step: Steps taken, one number for all K.
+        product1: Product of beta1 over the steps so far.
+        product2: Product of beta2 over the steps so far.
+        max_norm: Decaying maximum of past gradient norms; 0 before the first step.
+    """
+
+    product1: Tensor
+    product2: Tensor
+    max_norm: Tensor
+    step: int = 0
+
+    @classmethod
+    def initial(cls, like: Tensor, n_runs: int) -> RunState:
+        """Before the first step, on the device of `like`."""
+        one = torch.ones(n_runs, 1, dtype=torch.float64, device=like.device)
+        return cls(one, one.clone(), torch.zeros_like(one))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix inside a block: columns `start` to `stop`, seen as `(rows, columns)`."""
+
+    start: int
+    stop: int
+    rows: int
+    columns: int
+
+
+def matrices(shapes: Sequence[tuple[int, ...]]) -> tuple[Matrix, ...]:
+    """The matrices among tensors laid one after another; a convolution is out x (in h w).
+
+    A tensor whose first dimension or rest is 1 is a vector in disguise, and left to Adam.
+    """
+    found, start = [], 0
+    for shape in shapes:
+        size = 1
+        for n in shape:
+            size *= n
+        if len(shape) >= 2 and shape[0] > 1 and size // shape[0] > 1:
+            found.append(Matrix(start, start + size, shape[0], size // shape[0]))
+        start += size
+    return tuple(found)
+
+
+def begin_step(
+    rule: UpdateRule, state: RunState, hyper: Hyperparameters, gradient_square: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Advance the shared state by one step; once per step, before the blocks.
+
+    Args:
+        rule: Fixed settings.
+        state: Updated in place.
+        hyper: This step's values.
+        gradient_square: `(K, 1)` squared norm of the whole gradient.
+
+    Returns:
+        The factor that clips the gradient, `(K, 1)`, or `None` where nothing clips; and whether it
+        clipped, `(K, 1)` boolean.
+    """
+    state.step += 1
+    state.product1.mul_(1.0 - hyper.one_minus_beta1)
+    state.product2.mul_(1.0 - hyper.one_minus_beta2)
+    if not rule.clip:
+        return None, torch.zeros_like(gradient_square, dtype=torch.bool)
+    norm = gradient_square.double().sqrt()
+    # before the first step there is no past norm to clip at
+    limit = torch.where(state.max_norm > 0, hyper.clip_ratio * state.max_norm, norm)
+    clipped = norm > limit
+    state.max_norm.mul_(rule.clip_decay).copy_(torch.maximum(state.max_norm, norm))
+    return torch.where(clipped, limit / norm.clamp_min(1e-30), torch.ones_like(norm)), clipped
+
+
+def corrections(rule: UpdateRule, state: RunState, hyper: Hyperparameters) -> tuple[Tensor, Tensor]:
+    """Bias corrections of the first and second moment, `(K, 1)` each."""
+    if rule.bias_correction == "running":
+        return 1.0 - state.product1, 1.0 - state.product2
+    return (
+        1.0 - (1.0 - hyper.one_minus_beta1) ** state.step,
+        1.0 - (1.0 - hyper.one_minus_beta2) ** state.step,
+    )
+
+
+def update_block(
+    rule: UpdateRule,
+    state: RunState,
+    hyper: Hyperparameters,
+    param: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    second: Tensor,
+    average: Tensor | None,
+    block_matrices: Sequence[Matrix],
+    clip: Tensor | None,
+) -> None:
+    """One step of one block, in place on `param`, `momentum`, `second` and `average`.
+
+    With m, v the moments, c1, c2 their bias corrections, per entry
+
+        u = (m / c1) / (sqrt(v / c2) + eps)
+        p = p - lr weight_decay p - lr u
+
+    and on each matrix, where `rule` says so, u is orthogonalised momentum (scaled to Muon's
+    sqrt(max(1, rows / columns))) and is multiplied by (rms(p) / rms(u)) ** trust_power.
+
+    Args:
+        rule: Fixed settings.
+        state: After `begin_step`.
+        hyper: This step's values.
+        param: `(K, d)`.
+        gradient: `(K, d)`, not modified.
+        momentum: `(K, d)` first moment, not bias-corrected.
+        second: `(K, d)` second moment, not bias-corrected.
+        average: `(K, d)` averaged weights, or `None` where `rule.average` is 0.
+        block_matrices: Matrices inside the block.
+        clip: From `begin_step`.
+    """
+    dtype = param.dtype
+    g = gradient if clip is None else gradient * clip.to(dtype)
+    momentum.lerp_(g, hyper.one_minus_beta1.to(dtype))
+    second.lerp_(g.square(), hyper.one_minus_beta2.to(dtype))
+    c1, c2 = corrections(rule, state, hyper)
+    lr, eps = hyper.lr.to(dtype), hyper.eps.to(dtype)
+    # torch.optim.AdamW's order of operations, so that float32 agrees to the last digits
+    denominator = (second.sqrt() / c2.sqrt().to(dtype)).add_(eps)
+    if rule.orthogonal or rule.trust_power:
+        update = (momentum / c1.to(dtype)).div_(denominator)
+        for matrix in block_matrices:
+            _shape_matrix(rule, hyper, matrix, param, g, momentum, update)
+        update.mul_(lr)
+    else:
+        update = momentum.div(denominator).mul_((hyper.lr / c1).to(dtype))
+    param.mul_((1.0 - hyper.lr * hyper.weight_decay).to(dtype)).sub_(update)
+    if average is not None:
+        average.lerp_(param, 1.0 / (1.0 + rule.average * (state.step - 1)))
+
+
+def _shape_matrix(
+    rule: UpdateRule,
+    hyper: Hyperparameters,
+    matrix: Matrix,
+    param: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    update: Tensor,
+) -> None:
+    """Orthogonalise and scale one matrix's part of `update`, in place."""
+    columns = slice(matrix.start, matrix.stop)
+    u = update[:, columns]
+    if rule.orthogonal:
+        m = momentum[:, columns]
+        if rule.nesterov:
+            m = gradient[:, columns].lerp(m, (1.0 - hyper.one_minus_beta1).to(m.dtype))
+        square = m.reshape(-1, matrix.rows, matrix.columns)
+        o = orthogonalise(square, rule.ns_steps).reshape(u.shape)
+        u.copy_(o).mul_(max(1.0, matrix.rows / matrix.columns) ** 0.5)
+    if rule.trust_power:
+        d = matrix.stop - matrix.start
+        rms_p = param[:, columns].square().sum(1, keepdim=True).div(d).sqrt()
+        rms_u = u.square().sum(1, keepdim=True).div(d).sqrt()
+        # a matrix that starts at zero must be able to leave it
+        ratio = rms_p.clamp_min(1e-3) / rms_u.clamp_min(1e-8)
+        u.mul_(ratio**rule.trust_power)
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrix, roughly: singular values move to about 0.7 to 1.2.
+
+    Args:
+        matrix: `(K, rows, columns)`, any scale.
+        steps: Newton-Schulz iterations.
+
+    Source: Jordan et al., 2024, "Muon"; the same quintic as torch.optim.Muon, in `matrix`'s dtype.
+    """
+    a, b, c = NS_COEFFICIENTS
+    wide = matrix.shape[1] <= matrix.shape[2]
+    x = matrix if wide else matrix.transpose(1, 2)
+    norm = x.square().sum((1, 2), keepdim=True).sqrt()
+    x = x / norm.clamp_min(1e-7 if x.dtype is torch.float32 else 1e-12)
+    for _ in range(steps):
+        gram = torch.bmm(x, x.transpose(1, 2))
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.transpose(1, 2)
