@@ -1,0 +1,137 @@
+"""Everything measured since the last decision: sampled steps, losses, the move of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core.sampling import measured_steps
+from ..core.statistics import STEP_STATISTICS, Accumulator, Statistics
+from . import measurement
+from .adapters import Adapter
+from .losses import Losses
+
+
+class Interval:
+    """Collects one interval's statistics through the optimizer's step hooks.
+
+    Attributes:
+        offset: Steps of this interval that are done, AMP's skipped ones included until `settle`.
+        losses: Losses reported in it.
+        valid_loss: Latest validation value reported in it.
+    """
+
+    def __init__(
+        self, optimizer: Any, adapter: Adapter, length: int, every: int, max_entries: int
+    ) -> None:
+        self._optimizer = optimizer
+        self._adapter = adapter
+        self._measured = frozenset(measured_steps(length, every))
+        self._max_entries = max_entries
+        self.losses = Losses()
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval."""
+        self.offset = 0
+        self.valid_loss: float | None = None
+        self.losses.clear()
+        self._sums = Accumulator.empty(1)
+        self._waiting: list[measurement.Measured] = []
+        self._before: list[measurement.Before] | None = None
+        self._skipped: Any = None
+        self._moving: list[Any] | None = None
+        self._start: list[Any] = []
+
+    def before_step(self, *, closure: bool, measuring: bool) -> None:
+        """Sample, if this step is one of those that are measured."""
+        self._before = None
+        if not measuring or self.offset not in self._measured:
+            return
+        self._before = measurement.before_step(self._optimizer, self._max_entries, closure=closure)
+        if self._moving is None:
+            self._moving = [row.param for row in self._before]
+            self._start = [row.value for row in self._before]
+
+    def after_step(self) -> None:
+        """Count the step, and keep its moments if it was sampled."""
+        self.offset += 1
+        found_inf = getattr(self._optimizer, "found_inf", None)
+        if found_inf is not None:
+            # fused AMP: whether the step was skipped is known to the device alone; ask it later
+            skipped = (found_inf.detach() != 0).sum()
+            self._skipped = skipped if self._skipped is None else self._skipped + skipped
+        rows, self._before = self._before, None
+        if rows:
+            measured = measurement.after_step(
+                self._optimizer, self._adapter, rows, self._max_entries
+            )
+            if measured is not None:
+                self._waiting.append(measured)
+
+    def settle(self) -> int:
+        """Steps of this interval that really happened; waits for the device if AMP skips there."""
+        if self._skipped is not None:
+            self.offset -= int(self._skipped)
+            self._skipped = None
+        return self.offset
+
+    def finish(self) -> Statistics:
+        """The interval's statistics.
+
+        Raises:
+            StatisticsError: No loss was reported.
+        """
+        self._resolve()
+        losses = np.asarray(self.losses.resolve(), np.float64)
+        sums = self._sums.add_losses(losses[:, None]) if losses.size else self._sums
+        moved = measurement.log_displacement(self._moving or [], self._start, self._max_entries)
+        valid = None if self.valid_loss is None else np.array([self.valid_loss])
+        return sums.finish(log_displacement=moved, valid_loss=valid)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the interval stands, as plain numbers and tensors."""
+        self.settle()
+        self._resolve()
+        position = {id(p): i for i, p in enumerate(self._params())}
+        return {
+            "offset": self.offset,
+            "losses": list(self.losses.resolve()),
+            "valid_loss": self.valid_loss,
+            "sums": self._sums.sums[0].tolist(),
+            "n_measured": self._sums.n_measured,
+            "moving": None
+            if self._moving is None
+            else [position[id(p)] for p in self._moving if id(p) in position],
+            "start": [
+                start
+                for p, start in zip(self._moving or [], self._start, strict=True)
+                if id(p) in position
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.restart()
+        self.offset = int(state["offset"])
+        self.losses.restore(state["losses"])
+        self.valid_loss = None if state["valid_loss"] is None else float(state["valid_loss"])
+        sums = np.asarray(state["sums"], np.float64).reshape(1, len(STEP_STATISTICS))
+        self._sums = Accumulator(sums, int(state["n_measured"]))
+        if state["moving"] is not None:
+            params = self._params()
+            self._moving = [params[i] for i in state["moving"]]
+            self._start = [
+                start.to(p.device) for p, start in zip(self._moving, state["start"], strict=True)
+            ]
+
+    def _params(self) -> list[Any]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _resolve(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for measured in waiting:
+            row = measured.resolve()
+            if row is not None:
+                self._sums = self._sums.add_step(row)

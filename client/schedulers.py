@@ -1,0 +1,69 @@
+"""Multiplying a declared learning-rate scheduler, so that the scheduler and we never fight.
+
+Schedulers of torch come in two kinds: closed-form ones recompute the rate from `base_lrs`, and
+recursive ones from the group's present rate. Scaling every rate that either kind reads by the same
+factor multiplies all their later values by it (torch issues 21965, 22107).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..core.errors import ConfigurationError
+from .adapters import Group, set_value
+
+#: Rates that schedulers keep in parameter groups.
+GROUP_KEYS = ("initial_lr", "max_lr", "min_lr")
+#: Rates, one per group, that schedulers keep themselves.
+LIST_KEYS = ("base_lrs", "max_lrs", "_last_lr")
+#: Rates that schedulers keep themselves, one for all groups.
+SCALAR_KEYS = ("eta_min",)
+
+
+def check_scheduler(scheduler: Any, optimizer: Any) -> None:
+    """Refuse what is no scheduler, or one of another optimizer.
+
+    Raises:
+        ConfigurationError: See above.
+    """
+    if not callable(getattr(scheduler, "step", None)):
+        raise ConfigurationError(
+            f"scheduler is a {type(scheduler).__name__}; pass the object whose step() you call."
+        )
+    for part in _parts(scheduler):
+        owner = getattr(part, "optimizer", optimizer)
+        if owner is not optimizer and getattr(owner, "optimizer", None) is not optimizer:
+            raise ConfigurationError(
+                f"scheduler {type(part).__name__} drives another optimizer than the one given."
+            )
+
+
+def cycles_momentum(scheduler: Any) -> bool:
+    """Whether the scheduler writes momentum (or beta1) too, as OneCycleLR does by default."""
+    return any(getattr(part, "cycle_momentum", False) for part in _parts(scheduler))
+
+
+def scale(scheduler: Any, groups: Sequence[Group], factors: Sequence[float]) -> None:
+    """Multiply the present and every later learning rate of each group by its factor."""
+    for group, factor in zip(groups, factors, strict=True):
+        set_value(group, "lr", float(group["lr"]) * factor)
+        for key in GROUP_KEYS:
+            if group.get(key) is not None:
+                group[key] = group[key] * factor
+    for part in _parts(scheduler):
+        for key in LIST_KEYS:
+            values = getattr(part, key, None)
+            if isinstance(values, list) and len(values) == len(factors):
+                setattr(part, key, [v * f for v, f in zip(values, factors, strict=True)])
+        for key in SCALAR_KEYS:
+            if isinstance(getattr(part, key, None), int | float):
+                setattr(part, key, getattr(part, key) * factors[0])
+
+
+def _parts(scheduler: Any) -> Iterator[Any]:
+    """The scheduler, those it chains, and the one it wraps (accelerate)."""
+    yield scheduler
+    inner = getattr(scheduler, "scheduler", None)
+    for part in (*getattr(scheduler, "_schedulers", ()), *(() if inner is None else (inner,))):
+        yield from _parts(part)
