@@ -16,7 +16,7 @@ from ..core.statistics import Statistics
 from . import operations
 from .backends import Deadline
 from .connection import Connection
-from .errors import DeadlineExceeded, ServerUnreachable
+from .errors import DeadlineExceeded, ServerError, ServerUnreachable
 from .exchange import MAX_ANSWER_BYTES, Answer, Call, Send, exchange
 from .operations import Opened, Operation
 
@@ -96,18 +96,23 @@ class AsyncClient:
         return await self.run(operations.get_session(session_id))
 
     async def decisions(self, session_id: str) -> list[dict[str, Any]]:
-        """Every decision of a session."""
-        return await self.run(operations.list_decisions(session_id))
+        """Every decision of a session, page by page."""
+        items: list[dict[str, Any]] = []
+        start: int | None = 0
+        while start is not None:
+            page = await self.run(operations.list_decisions(session_id, start))
+            items, start = items + page.items, page.next_from
+        return items
 
     async def policies(self) -> list[dict[str, Any]]:
         """The server's policies."""
         return await self.run(operations.list_policies())
 
     async def alive(self) -> bool:
-        """Whether the server answers; never raises a `ServerError`."""
+        """Whether an lhopt server answers there."""
         try:
             await self.run(operations.alive())
-        except ServerUnreachable:
+        except ServerError:
             return False
         return True
 

@@ -159,10 +159,25 @@ def get_session(session: str) -> Operation[dict[str, Any]]:
     return Operation(Call("GET", f"/v1/sessions/{_quoted(session)}"), _object)
 
 
-def list_decisions(session: str) -> Operation[list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class Page:
+    """Part of a list, and where the next part begins; `None` after the last."""
+
+    items: list[dict[str, Any]]
+    next_from: int | None
+
+
+def list_decisions(session: str, start: int = 0) -> Operation[Page]:
     """`GET /v1/sessions/{id}/decisions`."""
     path = f"/v1/sessions/{_quoted(session)}/decisions"
-    return Operation(Call("GET", path), lambda answer: _items(answer, "decisions"))
+
+    def read(answer: Any) -> Page:
+        following = answer.get("next_from") if isinstance(answer, dict) else None
+        if following is not None and _index(following) <= start:
+            raise ValueError(f"next_from {following} does not lead on from {start}")
+        return Page(_items(answer, "decisions"), following)
+
+    return Operation(Call("GET", path, params={"from": str(start)}), read)
 
 
 def list_policies() -> Operation[list[dict[str, Any]]]:

@@ -20,7 +20,7 @@ from .operations import Opened
 #: After so many failures in a row only every so many-th decision is asked for.
 FAILURES, EVERY = 3, 4
 #: The server will not serve this run again.
-FINAL = frozenset({"stale-attempt", "session-closed", "http-404", "http-410"})
+FINAL = frozenset({"stale-attempt", "unknown-attempt", "state-incompatible"})
 
 
 class Remote:
@@ -59,11 +59,10 @@ class Remote:
         """
         try:
             opened = self._open(deadline)
+            checked(opened.decision, np.zeros((1, N_CONTROLS)), np.zeros(1), opened.controls)
         except Exception as error:
             raise self._failed(error) from error
         self._failures = 0
-        zero = np.zeros(1)
-        checked(opened.decision, np.zeros((1, N_CONTROLS)), zero, opened.controls)
         return Opening(opened.decision, opened.controls)
 
     def decide(
@@ -150,7 +149,7 @@ class Remote:
             controls=terms.controls,
             share=terms.share,
             scheduled=terms.scheduled,
-            name=terms.name,
+            name=(terms.name or None) and str(terms.name)[:128],
             metadata={},
         )
         self._session = Session(self._client, self._client.run(operation, deadline.left))
@@ -160,7 +159,14 @@ class Remote:
     def _fork(self, session: Session, deadline: Deadline) -> None:
         assert self._parent is not None
         attempt, index = self._parent
-        self._next = session.fork(index, parent_attempt=attempt, timeout=deadline.left)
+        try:
+            self._next = session.fork(index, parent_attempt=attempt, timeout=deadline.left)
+        except ApiError as error:
+            if error.code != "decision-gap" or error.expected_index is None:
+                raise
+            # the server lost its last decisions (a power cut): go on from those it has
+            index = error.expected_index
+            self._next = session.fork(index, parent_attempt=attempt, timeout=deadline.left)
         self._parent = None
 
     def _ask(self, statistics: Statistics, situation: Situation, deadline: Deadline) -> Decision:
