@@ -16,7 +16,8 @@ from .base import SPLITS, Batch, InnerTask, Params
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*((/[0-9]+)|(@[a-z0-9-]+))?")
 _TOLERANCE = 1e-5
 _HELD_OUT_ROWS = 512  # per evaluation inside the check
-_TRAIN_STEPS = 60
+_TRAIN_STEPS = 30
+_RATES = (1e-3, 1e-2)
 
 
 def check_inner_task(task: InnerTask) -> None:
@@ -38,9 +39,9 @@ def check_inner_task(task: InnerTask) -> None:
     params = task.init(_generator(0))
     batch = _rows(task, 0)
     _check_loss(task, params, batch)
+    _check_purity(task)
     _check_vmap(task)
     _check_evaluation(task)
-    _check_purity(task)
     _check_training(task)
 
 
@@ -182,7 +183,8 @@ def _check_vmap(task: InnerTask) -> None:
     batch = tuple(torch.stack(parts) for parts in zip(*batches, strict=True))
     try:
         grads, losses = vmap(grad_and_value(task.loss))(params, batch)
-        values = vmap(task.evaluate)(params, batch)
+        # Held-out rows are the same for every run, so the engine does not map over them.
+        values = vmap(task.evaluate, in_dims=(0, None))(params, batches[0])
     except Exception as error:
         raise TaskContractError(
             f"Inner task {task.name!r}: torch.func.vmap of its loss or evaluate failed with "
@@ -191,7 +193,10 @@ def _check_vmap(task: InnerTask) -> None:
         ) from error
     for k, (run, rows) in enumerate(zip(runs, batches, strict=True)):
         alone, value = grad_and_value(task.loss)(run, rows)
-        pairs = {"loss": (losses[k], value), "evaluate": (values[k], task.evaluate(run, rows))}
+        pairs = {
+            "loss": (losses[k], value),
+            "evaluate": (values[k], task.evaluate(run, batches[0])),
+        }
         pairs |= {f"the gradient of {name!r}": (grads[name][k], alone[name]) for name in alone}
         for what, (mapped, single) in pairs.items():
             size = max(1.0, float(single.abs().max()))
@@ -232,30 +237,27 @@ def _check_purity(task: InnerTask) -> None:
 
 
 def _check_training(task: InnerTask) -> None:
-    """Sixty steps of Adam at the best of a few rates; the mean over the same rows must fall."""
-    arrays = tuple(a[:_HELD_OUT_ROWS] for a in task.arrays("train"))
-    start = task.init(_generator(0))
-    before = float(task.loss(start, arrays))
-    best = before
-    for learning_rate in (3e-3, 3e-2):
-        after = float(task.loss(_trained(task, start, learning_rate), arrays))
-        best = min(best, after)
-        if best < before:
-            return
+    """Adam on one batch must lower that batch's loss; over all rows parity stays flat for long."""
+    start, batch = task.init(_generator(0)), _rows(task, 0)
+    before = float(task.loss(start, batch))
+    if any(float(task.loss(_trained(task, start, batch, lr), batch)) < before for lr in _RATES):
+        return
     _fail(
         task,
-        f"the train loss did not fall from {before:g} in {_TRAIN_STEPS} steps of Adam at 3e-3 or "
-        "3e-2; is the gradient's sign right, and do inputs and targets belong together?",
+        f"the loss of one train batch did not fall from {before:g} in {_TRAIN_STEPS} steps of Adam "
+        "on that batch at 1e-3 or 1e-2; is the gradient's sign right?",
     )
 
 
-def _trained(task: InnerTask, start: Mapping[str, Tensor], learning_rate: float) -> Params:
+def _trained(
+    task: InnerTask, start: Mapping[str, Tensor], batch: Batch, learning_rate: float
+) -> Params:
     params = dict(start)
     first = {name: torch.zeros_like(value) for name, value in params.items()}
     second = {name: torch.zeros_like(value) for name, value in params.items()}
     step = grad_and_value(task.loss)
     for t in range(1, _TRAIN_STEPS + 1):
-        grads, _ = step(params, _rows(task, t))
+        grads, _ = step(params, batch)
         for name, grad in grads.items():
             first[name] = 0.9 * first[name] + 0.1 * grad
             second[name] = 0.99 * second[name] + 0.01 * grad.square()

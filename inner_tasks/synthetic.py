@@ -77,9 +77,9 @@ def _bits(name: str, length: int, channels: int) -> tuple[NDArray[Any], NDArray[
 
 
 def _dealt(x: NDArray[Any], y: NDArray[Any]) -> Dataset:
-    """Rows in order: they are independent draws. 5,632 train, 512, 1,024 and 1,024 held out."""
+    """Rows in order: they are independent draws. 5,888 train, 256, 1,024 and 1,024 held out."""
     names: tuple[Split, ...] = ("inner_valid", "outer_valid", "test", "train")
-    xs, ys = (np.split(array, [512, 1536, 2560]) for array in (x, y))
+    xs, ys = (np.split(array, [256, 1280, 2304]) for array in (x, y))
     return dataset(dict(zip(names, xs, strict=True)), dict(zip(names, ys, strict=True)), 2)
 
 

@@ -38,7 +38,7 @@ def test_every_row_is_dealt_to_one_split(n: int) -> None:
     dealt = np.concatenate(list(rows.values()))
     assert len(np.unique(dealt)) == len(dealt)
     assert len(dealt) == n or len(rows["train"]) == 60_000
-    assert len(rows["inner_valid"]) <= 512
+    assert len(rows["inner_valid"]) <= 256
     assert len(rows["test"]) <= 2048
 
 

@@ -71,7 +71,7 @@ def test_held_out_splits_are_small_in_every_family_that_needs_no_file() -> None:
         task = get_task(name)
         rows = {split: len(task.arrays(split)[0]) for split in SPLITS}
         assert rows["train"] <= 60_000
-        assert rows["inner_valid"] <= 512
+        assert rows["inner_valid"] <= 256
         assert max(rows["outer_valid"], rows["test"]) <= 2048
 
 
