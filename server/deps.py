@@ -1,0 +1,59 @@
+"""What routes ask for: the services, the owner, an Idempotency-Key."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Request
+
+from .models import ProblemReply
+from .problems import Problem
+from .services import Services
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def _owner(request: Request) -> str:
+    owner: str = request.state.owner
+    return owner
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The request's Idempotency-Key, if it has one.
+
+    Raises:
+        Problem: 400, it is not 1 to 255 visible ASCII characters.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise Problem(
+            400,
+            code="idempotency-key",
+            detail=f"The Idempotency-Key has {len(key)} characters; allowed: 1 to 255 visible "
+            "ASCII characters. A UUID will do.",
+        )
+    return key
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+OwnerDep = Annotated[str, Depends(_owner)]
+SessionId = Annotated[str, Path(max_length=64, description='"ses_" and 26 characters')]
+Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for a route's refusals; 400, 401, 413 and 503 can always come."""
+    media = {"application/problem+json": {"schema": ProblemReply.model_json_schema()}}
+    return {code: {"description": "Refused", "content": media} for code in (401, 413, 503, *codes)}
+
+
+def body_of(model: Any) -> dict[str, Any]:
+    """OpenAPI entry of a body that `body.parse` reads."""
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
