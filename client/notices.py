@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 logger = logging.getLogger("lhopt")
 
@@ -18,3 +19,16 @@ class Notices:
         if cause not in self._said:
             self._said.add(cause)
             logger.warning(message, *args)
+
+    def safely(self, what: str, work: Callable[[], None]) -> None:
+        """Do something that must not stop the caller; an exception becomes one warning."""
+        try:
+            work()
+        except Exception as error:
+            self.warn(
+                f"{what}:{type(error).__name__}",
+                "lhopt: %s failed and was left out; training goes on: %s: %s",
+                what,
+                type(error).__name__,
+                error,
+            )

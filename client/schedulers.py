@@ -39,9 +39,10 @@ def check_scheduler(scheduler: Any, optimizer: Any) -> None:
             )
 
 
-def cycles_momentum(scheduler: Any) -> bool:
-    """Whether the scheduler writes momentum (or beta1) too, as OneCycleLR does by default."""
-    return any(getattr(part, "cycle_momentum", False) for part in _parts(scheduler))
+def also_written(scheduler: Any) -> tuple[str, ...]:
+    """Controls beside the learning rate that it writes: OneCycleLR cycles momentum by default."""
+    cycles = any(getattr(part, "cycle_momentum", False) for part in _parts(scheduler))
+    return ("one_minus_beta1",) if cycles else ()
 
 
 def scale(scheduler: Any, groups: Sequence[Group], factors: Sequence[float]) -> None:

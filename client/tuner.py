@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.actions import Decision
 from ..core.errors import ResumeError
-from ..core.features import Situation
-from ..core.sampling import MAX_ENTRIES, MEASURE_EVERY
+from ..core.sampling import MAX_ENTRIES
 from . import ranks, settings
 from .adapters import adapter_for
-from .backends import Deadline, Hold, Terms
+from .backends import Terms
 from .history import Record
 from .hyperparameters import RATE, Hyperparameters
 from .notices import Notices
-from .schedulers import check_scheduler, cycles_momentum
+from .schedulers import also_written, check_scheduler
+from .steering import Steering
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +68,6 @@ class Tuner:
         name: What people call this run.
 
     Attributes:
-        history: One `Record` per decision.
         overhead_seconds: Time spent in hooks, `report` and construction so far.
 
     Raises:
@@ -94,42 +91,41 @@ class Tuner:
         api_key: str | None = None,
         timeout: float = 2.0,
         client: Client | None = None,
-        measure_every: int = MEASURE_EVERY,
+        measure_every: int = 4,
         max_entries: int = MAX_ENTRIES,
         name: str | None = None,
     ) -> None:
         began = time.perf_counter()
-        self.history: list[Record] = []
         self.overhead_seconds = 0.0
         self._notices = Notices()
-        self._timeout = settings.seconds("timeout", timeout)
+        timeout = settings.seconds("timeout", timeout)
         self._total, self._interval = settings.plan(total_steps, decisions, interval)
         every = settings.whole("measure_every", measure_every, why="steps between two measurements")
         entries = settings.whole("max_entries", max_entries, why="entries measured per tensor")
         adapter = adapter_for(optimizer)
         if scheduler is not None:
             check_scheduler(scheduler, optimizer)
-            if cycles_momentum(scheduler):
-                frozen = {*frozen, "one_minus_beta1"}
-        self._hyperparameters = Hyperparameters(optimizer, adapter, scheduler)
-        offered = settings.offered(self._hyperparameters, adapter.name, controls, frozen)
-        self._share = self._interval / self._total
-        terms = Terms(adapter.name, offered, self._share, scheduler is None, name)
-        self._backend = settings.choose_backend(
-            policy, terms, url=url, api_key=api_key, timeout=self._timeout, client=client
+            frozen = {*frozen, *also_written(scheduler)}
+        hyperparameters = Hyperparameters(optimizer, adapter, scheduler)
+        offered = settings.offered(hyperparameters, adapter.name, controls, frozen)
+        share = self._interval / self._total
+        terms = Terms(adapter.name, offered, share, scheduler is None, name)
+        backend = settings.choose_backend(
+            policy, terms, url=url, api_key=api_key, timeout=timeout, client=client
         )
-        settings.check_conflict(optimizer, scheduler, self._backend.steered())
+        settings.check_conflict(optimizer, scheduler, backend.steered())
 
         from .interval import Interval  # imports torch
 
         self._log = Interval(optimizer, adapter, self._interval, every, entries)
         self._begun = 0  # steps done when the present interval began
-        self._index = 0
-        self._schedule = 0.0
         self._ended = False
         self._closed = False
         self._last_loss: float | None = None
-        self._carry_out(0.0, self._opening, {})
+        self._steering = Steering(
+            hyperparameters, backend, self._notices, share=share, timeout=timeout
+        )
+        self._steering.open()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -139,7 +135,12 @@ class Tuner:
     @property
     def values(self) -> dict[str, float]:
         """Hyperparameters that the first parameter group uses now, by control."""
-        return self._hyperparameters.values()
+        return self._steering.hyperparameters.values()
+
+    @property
+    def history(self) -> list[Record]:
+        """One record per decision, the opening one first."""
+        return self._steering.history
 
     @property
     def interval(self) -> int:
@@ -148,7 +149,7 @@ class Tuner:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps seen so far; those that AMP skipped do not count."""
+        """Optimizer steps done; those that fused AMP skipped leave the count at the next decision."""
         return self._begun + self._log.offset
 
     def report(self, loss: Tensor | float) -> None:
@@ -158,8 +159,8 @@ class Tuner:
         """
         began = time.perf_counter()
         if not self._ended:
-            self._safely("loss", partial(self._log.losses.add, loss))
-            self._safely("decision", self._decide_if_due)
+            self._notices.safely("loss", partial(self._log.losses.add, loss))
+            self._notices.safely("decision", self._decide_if_due)
         self.overhead_seconds += time.perf_counter() - began
 
     def report_validation(self, value: Tensor | float) -> None:
@@ -169,7 +170,7 @@ class Tuner:
         def take() -> None:
             self._log.valid_loss = float(value)
 
-        self._safely("validation", take)
+        self._notices.safely("validation", take)
         self.overhead_seconds += time.perf_counter() - began
 
     def close(self) -> None:
@@ -179,24 +180,15 @@ class Tuner:
         self._closed = self._ended = True
         for handle in self._handles:
             handle.remove()
-        if ranks.decides():
-            outcome: dict[str, Any] = {"steps": self.steps, "decisions": self._index}
-            if self._last_loss is not None and np.isfinite(self._last_loss):
-                outcome |= {"train_loss": self._last_loss}
-            self._safely(
-                "close",
-                lambda: self._backend.close(outcome, Deadline.after(self._timeout)),
-            )
+        outcome: dict[str, Any] = {"steps": self.steps, "decisions": self._steering.index}
+        if self._last_loss is not None and np.isfinite(self._last_loss):
+            outcome["train_loss"] = self._last_loss
+        self._notices.safely("close", partial(self._steering.close, outcome))
 
     def __enter__(self) -> Tuner:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,13 +200,10 @@ class Tuner:
             "version": STATE_VERSION,
             "total_steps": self._total,
             "interval": self._interval,
-            "index": self._index,
             "begun": self._begun,
-            "schedule": self._schedule,
             "ended": self._ended and not self._closed,
             "log": self._log.state_dict(),
-            "hyperparameters": self._hyperparameters.state_dict(),
-            "backend": self._backend.state_dict(),
+            "steering": self._steering.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -230,57 +219,34 @@ class Tuner:
                 f"The checkpoint has (version, total_steps, interval) = {saved}; this Tuner has "
                 f"{ours}. Construct it with the same settings."
             )
-        if ranks.decides():
-            self._backend.resume(dict(state["backend"]), Deadline.after(self._timeout))
-        self._hyperparameters.load_state_dict(state["hyperparameters"])
+        self._steering.load_state_dict(state["steering"])
         self._log.load_state_dict(state["log"])
-        self._index, self._begun = int(state["index"]), int(state["begun"])
-        self._schedule = float(state["schedule"])
-        self._ended = bool(state["ended"])
-        self.history.clear()
+        self._begun, self._ended = int(state["begun"]), bool(state["ended"])
+
+    @property
+    def _boundary(self) -> int:
+        """Steps done when the present interval is complete."""
+        return (self._begun // self._interval + 1) * self._interval
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         began = time.perf_counter()
         if not self._ended:
-            closure = bool(kwargs.get("closure")) or (len(args) > 0 and args[0] is not None)
-            self._safely("step", partial(self._watch, [RATE], tensors=False))
-            self._safely(
-                "measurement",
-                partial(self._log.before_step, closure=closure, measuring=ranks.decides()),
-            )
+            # torch passes the optimizer itself as the first argument
+            closure = kwargs.get("closure") is not None or any(a is not None for a in args[1:])
+            measuring = ranks.decides() and self._boundary < self._total
+            self._notices.safely("step", partial(self._steering.watch, [RATE], tensors=False))
+            sample = partial(self._log.before_step, closure=closure, measuring=measuring)
+            self._notices.safely("measurement", sample)
         self.overhead_seconds += time.perf_counter() - began
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         began = time.perf_counter()
         if not self._ended:
-            self._safely("measurement", self._log.after_step)
+            self._notices.safely("measurement", self._log.after_step)
         self.overhead_seconds += time.perf_counter() - began
 
-    def _safely(self, what: str, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Exception as error:
-            self._notices.warn(
-                f"{what}:{type(error).__name__}",
-                "lhopt: %s failed and was left out; training goes on: %s: %s",
-                what,
-                type(error).__name__,
-                error,
-            )
-
-    def _watch(self, names: Sequence[str] | None, *, tensors: bool) -> None:
-        """Let go of controls that somebody else writes."""
-        for name in self._hyperparameters.foreign(names, tensors=tensors):
-            self._hyperparameters.lost.add(name)
-            self._notices.warn(
-                f"foreign:{name}",
-                "lhopt: %s was changed by somebody else; the Tuner leaves it alone from now on. "
-                "If a scheduler does it, pass scheduler=... to Tuner.",
-                name,
-            )
-
     def _decide_if_due(self) -> None:
-        due = (self._begun // self._interval + 1) * self._interval - self._begun
+        due = self._boundary - self._begun
         if self._log.offset < due or self._log.settle() < due:
             return
         steps = self.steps
@@ -289,57 +255,8 @@ class Tuner:
             losses = self._log.losses.resolve()
             self._last_loss = float(np.mean(losses)) if losses else None
             return
-        self._index += 1
-        statistics: dict[str, float] = {}
         try:
-            self._watch(None, tensors=True)
-            ask = partial(self._ask, steps / self._total, statistics)
-            self._carry_out(steps / self._total, ask, statistics)
+            self._steering.decide(steps, steps / self._total, self._log.finish)
         finally:
             self._begun = steps
             self._log.restart()
-
-    def _opening(self) -> Decision:
-        return self._backend.open(Deadline.after(self._timeout)).decision
-
-    def _ask(self, progress: float, measured: dict[str, float]) -> Decision:
-        statistics = self._log.finish()
-        measured |= statistics.to_mapping()
-        situation = Situation(
-            progress=np.array([progress]),
-            share=np.array([self._share]),
-            relative=self._hyperparameters.relative(self._backend.steered()),
-            schedule=np.array([self._schedule]),
-        )
-        deadline = Deadline.after(self._timeout)
-        return self._backend.decide(self._index, statistics, situation, deadline)
-
-    def _carry_out(
-        self, progress: float, ask: Callable[[], Decision], statistics: dict[str, float]
-    ) -> None:
-        """Ask, agree with the other processes, apply, record; on any failure hold."""
-        decision, source = Decision.hold(schedule=np.array([self._schedule])), "policy"
-        if ranks.decides():
-            try:
-                decision = ask()
-            except Exception as error:
-                cause = error.cause if isinstance(error, Hold) else type(error).__name__
-                source = f"hold:{cause}"
-                self._notices.warn(
-                    source, "lhopt: no decision (%s); holding the present values: %s", cause, error
-                )
-        decision, source = ranks.agree(decision, source)
-        self._hyperparameters.apply(decision)
-        self._schedule = float(decision.schedule[0])
-        self.history.append(
-            Record(
-                index=self._index,
-                step=self.steps,
-                progress=progress,
-                statistics=dict(statistics),
-                moves=decision.moves(),
-                reasons=decision.reasons[0],
-                values=self.values,
-                source=source,
-            )
-        )

@@ -1,0 +1,142 @@
+"""From an interval's statistics to written hyperparameters: ask, agree, apply, record, or hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.actions import Decision
+from ..core.features import Situation
+from ..core.statistics import Statistics
+from . import ranks
+from .backends import Backend, Deadline, Hold
+from .history import Record
+from .hyperparameters import Hyperparameters
+from .notices import Notices
+
+
+class Steering:
+    """One run's hyperparameters and who decides about them.
+
+    Attributes:
+        hyperparameters: What is steered.
+        index: Decisions taken; the opening one is number 0.
+        history: One record per decision.
+    """
+
+    def __init__(
+        self,
+        hyperparameters: Hyperparameters,
+        backend: Backend,
+        notices: Notices,
+        *,
+        share: float,
+        timeout: float,
+    ) -> None:
+        self.hyperparameters = hyperparameters
+        self.index = 0
+        self.history: list[Record] = []
+        self._backend = backend
+        self._notices = notices
+        self._share = share
+        self._timeout = timeout
+        self._schedule = 0.0
+
+    def open(self) -> None:
+        """Begin the run and carry out its opening decision."""
+        deadline = Deadline.after(self._timeout)
+        self._carry_out(0, 0.0, lambda: self._backend.open(deadline).decision, {})
+
+    def decide(self, step: int, progress: float, measure: Callable[[], Statistics]) -> None:
+        """Take the next decision and carry it out; hold if anything fails.
+
+        Args:
+            step: Optimizer steps done.
+            progress: Fraction of the run done.
+            measure: Finishes the interval's statistics; called where decisions are made.
+        """
+        self.index += 1
+        self.watch(None, tensors=True)
+        measured: dict[str, float] = {}
+
+        def ask() -> Decision:
+            statistics = measure()
+            measured.update(statistics.to_mapping())
+            situation = Situation(
+                progress=np.array([progress]),
+                share=np.array([self._share]),
+                relative=self.hyperparameters.relative(self._backend.steered()),
+                schedule=np.array([self._schedule]),
+            )
+            deadline = Deadline.after(self._timeout)
+            return self._backend.decide(self.index, statistics, situation, deadline)
+
+        self._carry_out(step, progress, ask, measured)
+
+    def watch(self, names: Sequence[str] | None, *, tensors: bool) -> None:
+        """Let go of controls that somebody else writes."""
+        for name in self.hyperparameters.foreign(names, tensors=tensors):
+            self.hyperparameters.lost.add(name)
+            self._notices.warn(
+                f"foreign:{name}",
+                "lhopt: %s was changed by somebody else; the Tuner leaves it alone from now on. "
+                "If a scheduler does it, pass scheduler=... to Tuner.",
+                name,
+            )
+
+    def close(self, outcome: dict[str, Any]) -> None:
+        """End the run."""
+        if ranks.decides():
+            self._backend.close(outcome, Deadline.after(self._timeout))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as plain values."""
+        return {
+            "index": self.index,
+            "schedule": self._schedule,
+            "hyperparameters": self.hyperparameters.state_dict(),
+            "backend": self._backend.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, and write the saved values."""
+        if ranks.decides():
+            self._backend.resume(dict(state["backend"]), Deadline.after(self._timeout))
+        self.hyperparameters.load_state_dict(state["hyperparameters"])
+        self.index, self._schedule = int(state["index"]), float(state["schedule"])
+        self.history.clear()
+
+    def _carry_out(
+        self,
+        step: int,
+        progress: float,
+        ask: Callable[[], Decision],
+        measured: Mapping[str, float],
+    ) -> None:
+        decision, source = Decision.hold(schedule=np.array([self._schedule])), "policy"
+        if ranks.decides():
+            try:
+                decision = ask()
+            except Exception as error:
+                cause = error.cause if isinstance(error, Hold) else type(error).__name__
+                source = f"hold:{cause}"
+                self._notices.warn(
+                    source, "lhopt: no decision (%s); holding the present values: %s", cause, error
+                )
+        decision, source = ranks.agree(decision, source)
+        self.hyperparameters.apply(decision)
+        self._schedule = float(decision.schedule[0])
+        self.history.append(
+            Record(
+                index=self.index,
+                step=step,
+                progress=progress,
+                statistics=dict(measured),
+                moves=decision.moves(),
+                reasons=decision.reasons[0],
+                values=self.hyperparameters.values(),
+                source=source,
+            )
+        )
