@@ -56,7 +56,7 @@ def _gru(config: Config, vocabulary: int) -> Recurrent:
 class CharMLP(SupervisedFamily):
     """Predict the next character of Python source from the last eight, with an MLP.
 
-    Data: the standard library's own text (json, email, http, argparse, ...), 96 characters.
+    Data: the standard library's own text (json, http, argparse, ...), 96 characters.
     Model: embeddings side by side, 1 or 2 hidden layers.
     Drawn: embedding, width, depth, activation, norm, batch size, gain, loss scale, label noise.
     Source: Bengio et al., 2003, "A Neural Probabilistic Language Model".
