@@ -12,7 +12,7 @@ from ..core.schedules import Schedule
 from ..optimizers.update import ADAMW, UpdateRule
 
 #: `SteerableAdamW` at its defaults, as the environment's update rule.
-STEERABLE = UpdateRule(orthogonal=True, ns_steps=5, trust_power=0.75, average=0.06, clip=True)
+STEERABLE = UpdateRule(orthogonal=True, ns_steps=3, trust_power=0.5, average=0.1, clip=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ OPTIMIZERS: dict[str, SteeredOptimizer] = {
             name="lhopt.SteerableAdamW",
             rule=STEERABLE,
             start={
-                "learning_rate": 2e-2,
+                "learning_rate": 3e-2,
                 "one_minus_beta1": 0.25,
                 "one_minus_beta2": 1e-2,
                 "eps": 1e-8,

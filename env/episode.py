@@ -6,7 +6,9 @@ bounds from `core/` and `policy/runtime` as everywhere else.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -109,6 +111,32 @@ class Episode:
         self._schedule = first.schedule
         self._apply(first.delta)
         self.observation = self._run_interval()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that later steps depend on, picklable; task and frontier are not in it."""
+        skipped = ("task", "config", "frontier", "runs")
+        own = {k: v for k, v in self.__dict__.items() if k not in skipped}
+        return copy.deepcopy({"own": own, "runs": self.runs.state()})
+
+    @classmethod
+    def restore(
+        cls,
+        task: InnerTask,
+        config: EnvConfig,
+        frontier: Frontier | None,
+        state: dict[str, Any],
+        *,
+        device: str = "cpu",
+    ) -> Episode:
+        """The episode that `state` was taken of."""
+        episode = cls.__new__(cls)
+        episode.__dict__.update(copy.deepcopy(state["own"]))
+        episode.task, episode.config, episode.frontier = task, config, frontier
+        episode.runs = BatchedRuns(
+            task, episode.drawn.seeds, episode._settings(), rule=config.steered.rule, device=device
+        )
+        episode.runs.load_state(state["runs"])
+        return episode
 
     @property
     def finished(self) -> bool:

@@ -42,6 +42,7 @@ class Sb3VecEnv(VecEnv):
                 f"The environment resets in mode {env.metadata.get('autoreset_mode')}; SB3 needs "
                 "SAME_STEP, or every episode gains one transition that never happened."
             )
+        self.render_mode = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.env, self.baseline = env, baseline
         self._order: IntArray = np.random.default_rng([seed, 1]).permutation(env.num_envs)
@@ -96,6 +97,16 @@ class Sb3VecEnv(VecEnv):
                 others = (reward[rows].sum() - reward[rows]) / (size - 1)
                 out[rows] = reward[rows] - others
         return out
+
+    def state(self) -> dict[str, Any]:
+        """Everything that later steps depend on, picklable; see `load_state`."""
+        return {"env": self.env.state(), "length": self._length, "finished": list(self.finished)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken, in the middle of episodes."""
+        self.env.load_state(state["env"])
+        self._length = state["length"]
+        self.finished.extend(state["finished"])
 
     def close(self) -> None:
         """Release the environment."""

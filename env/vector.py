@@ -114,6 +114,27 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
                 self._observation[rows] = self._episodes[b].observation
         return self._observation.copy(), reward, terminated, np.zeros_like(terminated), info
 
+    def state(self) -> dict[str, Any]:
+        """Everything that later steps depend on, picklable: running episodes and draw counts."""
+        return {
+            "seed": self._seed,
+            "counts": list(self._counts),
+            "episodes": [(e.task.name, e.steps, e.state()) for e in self._episodes],
+            "observation": self._observation.copy(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken; the pool must be the same."""
+        self._seed, self._counts = state["seed"], list(state["counts"])
+        self._observation = state["observation"]
+        entries = {(e.task.name, e.spec.steps): e for e in self.pool.entries}
+        self._episodes = []
+        for name, steps, saved in state["episodes"]:
+            entry = entries[(name, steps)]
+            self._episodes.append(
+                Episode.restore(entry.task, self.config, entry.frontier, saved, device=self.device)
+            )
+
     def _rows(self, bucket: int) -> slice:
         return slice(bucket * self.runs_per_bucket, (bucket + 1) * self.runs_per_bucket)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -238,8 +239,10 @@ class BatchedRuns:
         flat = self._average if averaged and self._average is not None else self.flat
         total, n = torch.zeros(self.n_runs, dtype=torch.float64), len(batch[0])
         with torch.no_grad():
-            for start in range(0, n, 256):  # keeps the activations of K runs in cache
-                part = tuple(a[start : start + 256] for a in batch)
+            for start in range(
+                0, n, 64
+            ):  # small enough that the activations of K runs stay in cache
+                part = tuple(a[start : start + 64] for a in batch)
                 loss: Tensor = self._evaluate(self.params(flat), part)
                 total += loss.double().cpu() * len(part[0])
         out = (total / n).numpy()
@@ -263,6 +266,27 @@ class BatchedRuns:
         }
         self.n_runs = len(index)
         self.set(Settings(**settings))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that later steps depend on, next to task, seeds and settings."""
+        return {
+            "flat": self.flat,
+            "momentum": self._momentum,
+            "second": self._second,
+            "average": self._average,
+            "run": self._state,
+            "orders": self._orders,
+            "alive": self.alive,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken, with the same task, number of runs and rule."""
+        self.flat, self._momentum, self._second = (
+            state[name].to(self.device) for name in ("flat", "momentum", "second")
+        )
+        average = state["average"]
+        self._average = None if average is None else average.to(self.device)
+        self._state, self._orders, self.alive = state["run"], state["orders"], state["alive"]
 
     def _gather(self, index: Tensor) -> Batch:
         """Rows of the training arrays: index `(K, B)` to `(K, B, ...)`."""

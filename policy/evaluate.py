@@ -1,0 +1,126 @@
+"""Run a policy, or something that stands in for one, on a task and read its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.actions import COLUMN, N_CONTROLS
+from ..core.controls import Control
+from ..core.types import BoolArray, FloatArray
+from ..env.config import EnvConfig
+from ..env.episode import Draw, Episode
+from ..env.pool import Entry
+from .artifact import Policy
+from .runtime import choose, forward
+
+#: Observation and decision index in, deltas `(K, all controls)` out.
+Controller = Callable[[FloatArray, int], FloatArray]
+
+
+def hold(observation: FloatArray, index: int) -> FloatArray:
+    """The no-op policy: the default schedule alone."""
+    return np.zeros((len(observation), N_CONTROLS))
+
+
+def random_choices(controls: Sequence[Control], seed: int = 0) -> Controller:
+    """Every choice equally likely."""
+    rng = np.random.default_rng(seed)
+
+    def decide(observation: FloatArray, index: int) -> FloatArray:
+        out = np.zeros((len(observation), N_CONTROLS))
+        for control in controls:
+            drawn = rng.integers(0, len(control.choices), len(observation))
+            out[:, COLUMN[control.name]] = control.deltas[drawn]
+        return out
+
+    return decide
+
+
+def closed_loop(policy: Policy, n_runs: int) -> Controller:
+    """The policy itself, its memory kept here."""
+    hidden = np.zeros((n_runs, policy.hidden_size), np.float32)
+    cell = hidden.copy()
+
+    def decide(observation: FloatArray, index: int) -> FloatArray:
+        nonlocal hidden, cell
+        hidden, cell, logits = forward(policy, hidden, cell, observation[:, policy.columns])
+        seeds = [[index, i] for i in range(n_runs)]
+        _, delta = choose(policy, logits, seeds)
+        return delta
+
+    return decide
+
+
+def open_loop(progress: FloatArray, path: FloatArray, n_decisions: int) -> Controller:
+    """Replay of a recorded path, blind to the run.
+
+    Args:
+        progress: `(n,)` ascending, where the path was recorded.
+        path: `(n, all controls)` summed deltas at those points.
+        n_decisions: Decisions of the run to be steered.
+    """
+
+    def at(fraction: float) -> FloatArray:
+        return np.array([np.interp(fraction, progress, column) for column in path.T])
+
+    def decide(observation: FloatArray, index: int) -> FloatArray:
+        n = n_decisions + 1
+        step = at((index + 1) / n) - (at(index / n) if index else np.zeros(path.shape[1]))
+        return np.tile(step, (len(observation), 1))
+
+    return decide
+
+
+@dataclass(frozen=True)
+class Result:
+    """What K runs came to.
+
+    Attributes:
+        log2_speed: `(K,)`.
+        final_loss: `(K,)` `outer_valid`.
+        diverged: `(K,)`.
+        actions: `(decisions, K, controls)` the policy's own deltas, as chosen.
+    """
+
+    log2_speed: FloatArray
+    final_loss: FloatArray
+    diverged: BoolArray
+    actions: FloatArray
+
+
+def run(
+    entry: Entry,
+    config: EnvConfig,
+    make: Callable[[Episode], Controller],
+    *,
+    seeds: Sequence[int],
+    starts: Mapping[str, FloatArray] | None = None,
+    n_intervals: int = 32,
+    reports_valid: bool = False,
+) -> Result:
+    """Train K runs of one task under a controller.
+
+    Args:
+        entry: Task, length and frontier.
+        config: Optimizer, schedule, controls.
+        make: Gives the controller for an episode.
+        seeds: One per run.
+        starts: `(K,)` starting values by control; the configuration's where not given.
+        n_intervals: Intervals of a run.
+        reports_valid: Whether the policy sees a validation loss.
+    """
+    start = np.full((len(seeds), N_CONTROLS), np.nan)
+    for name, value in {**config.steered.start, **config.start, **(starts or {})}.items():
+        start[:, COLUMN[name]] = value
+    drawn = Draw(tuple(seeds), start, n_intervals, reports_valid)
+    episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
+    controller = make(episode)
+    actions: list[FloatArray] = []
+    while not episode.finished:
+        chosen = controller(episode.observation, len(actions))
+        actions.append(chosen)
+        episode.step(chosen)
+    return Result(episode.reward, episode.final_loss, ~episode.alive, np.stack(actions))

@@ -1,0 +1,58 @@
+"""From the learner's torch modules to a policy file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..core.controls import Control
+from ..core.features import FEATURES
+from ..core.schedules import Schedule
+from .artifact import Policy, Selection
+
+
+def export(
+    state: Mapping[str, Tensor],
+    *,
+    name: str,
+    controls: tuple[Control, ...],
+    schedule: Schedule,
+    optimizer: str,
+    selection: Selection = "mean",
+    training: Mapping[str, Any] | None = None,
+) -> Policy:
+    """The actor of a `HyperparameterPolicy` as numpy weights.
+
+    Args:
+        state: `policy.state_dict()`, or an average of several.
+        name: The policy's name.
+        controls: What its heads steer, in order.
+        schedule: The default shape that it was trained on.
+        optimizer: What it was trained to steer.
+        selection: How choices become decisions.
+        training: The training report.
+    """
+
+    def array(key: str) -> Any:
+        return state[key].detach().cpu().float().numpy().copy()
+
+    return Policy(
+        name=name,
+        features=FEATURES,
+        controls=controls,
+        schedule=schedule,
+        selection=selection,
+        optimizer=optimizer,
+        weights={
+            "lstm.weight_ih": array("lstm_actor.weight_ih_l0"),
+            "lstm.weight_hh": array("lstm_actor.weight_hh_l0"),
+            "lstm.bias": array("lstm_actor.bias_ih_l0") + array("lstm_actor.bias_hh_l0"),
+            "hidden.weight": array("mlp_extractor.policy_net.0.weight"),
+            "hidden.bias": array("mlp_extractor.policy_net.0.bias"),
+            "head.weight": array("action_net.weight"),
+            "head.bias": array("action_net.bias"),
+        },
+        training=training or {},
+    )

@@ -1,0 +1,135 @@
+"""The recurrent actor-critic that is trained: sb3-contrib's, with its slow paths replaced.
+
+Two changes, numerically equal to the original (tests hold them against it):
+
+1. `_process_sequence` calls the LSTM once per batch of sequences. The original walks through time
+   in Python whenever any sequence starts an episode, which in training is nearly always; but the
+   buffer already cuts sequences at episode starts, so only position 0 can be a start.
+2. One padded `log_softmax` replaces a Python list of `Categorical`s, one per control.
+
+Together 2.5 to 3 times the original's rate at LSTM widths of 64 to 256.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.distributions import MultiCategoricalDistribution
+from stable_baselines3.common.type_aliases import Schedule as RateSchedule
+from torch import Tensor, nn
+
+from ..core.controls import Control
+
+
+class PaddedCategorical(MultiCategoricalDistribution):
+    """Independent categoricals of different sizes, as one `(batch, heads, most choices)` tensor.
+
+    Args:
+        action_dims: Choices per head.
+    """
+
+    def __init__(self, action_dims: list[int]) -> None:
+        super().__init__(action_dims)
+        width = max(action_dims)
+        rows = torch.arange(width)
+        #: True where a head has a choice.
+        self.mask = torch.stack([rows < n for n in action_dims])
+        starts = torch.tensor([0, *torch.tensor(action_dims).cumsum(0)[:-1].tolist()])
+        self.index = (starts[:, None] + rows.clamp(max=width - 1)).where(self.mask, 0)
+        self.log_p = torch.zeros(0)
+
+    def proba_distribution(self, action_logits: Tensor) -> PaddedCategorical:
+        """Take `(batch, sum of choices)` logits."""
+        padded = action_logits[:, self.index.to(action_logits.device)]
+        padded = padded.masked_fill(~self.mask.to(padded.device), -torch.inf)
+        self.log_p = padded - padded.logsumexp(-1, keepdim=True)
+        return self
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """`(batch,)` log-probability of `(batch, heads)` indices."""
+        chosen = self.log_p.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+        return chosen.sum(-1)
+
+    def entropy(self) -> Tensor:
+        """`(batch,)` summed entropy."""
+        # -inf * 0 is nan, in the gradient too: pad with 0 instead
+        safe = self.log_p.masked_fill(~self.mask.to(self.log_p.device), 0.0)
+        p = safe.exp().masked_fill(~self.mask.to(self.log_p.device), 0.0)
+        return -(p * safe).sum((-2, -1))
+
+    def sample(self) -> Tensor:
+        """`(batch, heads)` drawn indices (Gumbel's trick)."""
+        noise = -torch.empty_like(self.log_p).exponential_().log()
+        return (self.log_p + noise).argmax(-1)
+
+    def mode(self) -> Tensor:
+        """`(batch, heads)` likeliest indices."""
+        return self.log_p.argmax(-1)
+
+
+class HyperparameterPolicy(RecurrentActorCriticPolicy):
+    """LSTM actor and critic whose first policy holds most controls still.
+
+    A head that starts out choosing at random is a random walk in every hyperparameter; it starts
+    here with `hold` as the probability of the no-op and the rest on small moves.
+
+    Args:
+        observation_space: As in SB3.
+        action_space: `MultiDiscrete`, one head per control.
+        lr_schedule: As in SB3.
+        controls: What the heads steer, in order.
+        hold: Initial probability of each no-op.
+        **kwargs: As in sb3-contrib's policy.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.MultiDiscrete,
+        lr_schedule: RateSchedule,
+        *,
+        controls: tuple[Control, ...] = (),
+        hold: float = 0.7,
+        **kwargs: Any,
+    ) -> None:
+        self._controls, self._hold = controls, hold
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build(self, lr_schedule: RateSchedule) -> None:
+        assert isinstance(self.action_space, spaces.MultiDiscrete)
+        self.action_dist = PaddedCategorical(self.action_space.nvec.tolist())
+        super()._build(lr_schedule)
+        if self._controls:
+            assert isinstance(self.action_net, nn.Linear)
+            with torch.no_grad():
+                self.action_net.weight.mul_(0.01)
+                self.action_net.bias.copy_(_initial_bias(self._controls, self._hold))
+
+    @staticmethod
+    def _process_sequence(
+        features: Tensor,
+        lstm_states: tuple[Tensor, Tensor],
+        episode_starts: Tensor,
+        lstm: nn.LSTM,
+    ) -> tuple[Tensor, Any]:
+        n_seq = lstm_states[0].shape[1]
+        sequence = features.reshape((n_seq, -1, lstm.input_size)).swapaxes(0, 1)
+        starts = episode_starts.reshape((n_seq, -1))
+        keep = (1.0 - starts[:, 0]).view(1, n_seq, 1)
+        output, states = lstm(sequence, (keep * lstm_states[0], keep * lstm_states[1]))
+        return torch.flatten(output.transpose(0, 1), start_dim=0, end_dim=1), states
+
+
+def _initial_bias(controls: tuple[Control, ...], hold: float) -> Tensor:
+    parts = []
+    for control in controls:
+        deltas = torch.from_numpy(control.deltas.copy())
+        weight = torch.exp(-2.0 * deltas.abs())
+        weight[control.noop] = 0.0
+        p = (1.0 - hold) * weight / weight.sum()
+        p[control.noop] = hold
+        parts.append(p.log())
+    return torch.cat(parts).float()
