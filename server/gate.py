@@ -19,6 +19,8 @@ from .store import StoreError
 
 log = logging.getLogger("lhopt.server")
 
+#: Methods that metrics tell apart; a client may invent others.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -76,8 +78,9 @@ class Gate:
                 answer = render(problem, scope["path"], request_id)
                 await answer(scope, receive, send_with_id)
         finally:
+            method = scope["method"] if scope["method"] in _METHODS else "other"
             route = getattr(scope.get("route"), "path", "unmatched")
-            services.metrics.requests.labels(scope["method"], route, str(status)).observe(
+            services.metrics.requests.labels(method, route, str(status)).observe(
                 time.perf_counter() - started
             )
             code = state.get("problem")

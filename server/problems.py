@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from .store import StoreError
 
@@ -126,10 +127,11 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, ValidationError):
         return invalid(list(error.errors(include_url=False)))
     if isinstance(error, HTTPException):
+        allowed = (error.headers or {}).get("Allow", "another method")
         code = _CODES.get(error.status_code, f"http-{error.status_code}")
         detail = {
             404: "There is nothing here. The API lives under /v1; GET /openapi.json lists it.",
-            405: f"Allowed here: {(error.headers or {}).get('Allow', 'another method')}.",
+            405: f"This path does not take the method. Allowed: {allowed}.",
         }.get(error.status_code, str(error.detail))
         return Problem(error.status_code, code=code, detail=detail, headers=error.headers)
     return Problem(
@@ -143,7 +145,21 @@ def from_exception(error: Exception) -> Problem:
 def install(app: FastAPI) -> None:
     """Answer what routes and routing raise with problem details."""
 
+    def allowed(request: Request) -> str:
+        # of several routes on one path the router names only the first one's method
+        scope = request.scope
+        return ", ".join(
+            method
+            for method in ("GET", "POST", "PUT")
+            if any(
+                route.matches({**scope, "method": method})[0] is Match.FULL
+                for route in app.router.routes
+            )
+        )
+
     async def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            error.headers = {"Allow": allowed(request)}
         problem = from_exception(error)
         request.state.problem = problem.code
         return render(problem, request.url.path, request.state.request_id)

@@ -50,16 +50,13 @@ class Api:
 
     def __init__(self, settings: Settings, *, peer: str = "127.0.0.1") -> None:
         self.settings = settings
+        self.services: Services = open_services(settings)
         self._runner = asyncio.Runner()
-        self.services: Services = self._runner.run(self._open())
         self.app = create_app(settings, self.services)
         self._lifespan = self.app.router.lifespan_context(self.app)
         self._runner.run(self._lifespan.__aenter__())
         self.key: str | None = None
         self.peer = peer
-
-    async def _open(self) -> Services:
-        return open_services(self.settings)
 
     async def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request; `key=` names another bearer key than the default, None for no key."""
@@ -81,9 +78,9 @@ class Api:
 
         return self._runner.run(all_of_them())
 
-    def run(self, coroutine: Any) -> Any:
-        """Run a coroutine on the application's loop."""
-        return self._runner.run(coroutine)
+    def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        """Begin a coroutine on the application's loop; it goes on during the next requests."""
+        return self._runner.get_loop().create_task(coroutine)
 
     def open(self, **changes: Any) -> dict[str, Any]:
         """Open a session that must open."""
@@ -184,7 +181,7 @@ def start() -> Iterator[Callable[..., Api]]:
 
         def make(settings: Settings, *, peer: str = "127.0.0.1", **changes: Any) -> Api:
             api = Api(replace(settings, **changes), peer=peer)
-            stack.callback(lambda: None if api.__dict__.get("stopped") else api.close())
+            stack.callback(api.close)
             return api
 
         yield make
