@@ -50,7 +50,7 @@ class Interval:
         if not measuring or self.offset not in self._measured:
             return
         self._before = measurement.before_step(self._optimizer, self._max_entries, closure=closure)
-        if self._moving is None:
+        if self._moving is None and self._before:
             self._moving = [row.param for row in self._before]
             self._start = [row.value for row in self._before]
 

@@ -28,11 +28,12 @@ def sample(tensor: Tensor, max_entries: int) -> Tensor:
     return entries.to(dtype, copy=True).unsqueeze(0)
 
 
-def measurable(optimizer: Any) -> Iterator[tuple[Group, Tensor]]:
-    """Parameters that the next step will move, with their group."""
+def measurable(optimizer: Any, *, closure: bool) -> Iterator[tuple[Group, Tensor]]:
+    """Parameters that the next step will move (with a closure: may move), with their group."""
     for group in optimizer.param_groups:
         for param in group["params"]:
-            if param.grad is not None and param.numel() and not param.is_complex():
+            moves = param.requires_grad if closure else param.grad is not None
+            if moves and param.numel() and not param.is_complex():
                 yield group, param
 
 
@@ -87,7 +88,7 @@ def before_step(optimizer: Any, max_entries: int, *, closure: bool) -> list[Befo
     """Sample parameters and gradients; with a closure the gradient is not there yet."""
     scale = getattr(optimizer, "grad_scale", None)
     out = []
-    for group, param in measurable(optimizer):
+    for group, param in measurable(optimizer, closure=closure):
         lr = group["lr"]
         if not isinstance(lr, Tensor) and lr == 0.0:
             continue  # nothing moves, and u = step / lr does not exist
@@ -102,7 +103,7 @@ def after_step(
     optimizer: Any, adapter: Adapter, rows: list[Before], max_entries: int
 ) -> Measured | None:
     """Moments of the step that just ended."""
-    numel, moments = [], []
+    numel, moments, used = [], [], []
     for row in rows:
 
         def take(tensor: Tensor, like: Tensor = row.value) -> Tensor:
@@ -113,7 +114,10 @@ def after_step(
 
         grad = row.gradient
         if grad is None:
+            if row.param.grad is None:
+                continue
             grad = gradient(row.param, None, max_entries)
+        used.append(row.lr)
         grad = grad.to(row.value.dtype)
         lr = row.lr
         divisor = lr.to(row.value.device).clamp(min=1e-30) if isinstance(lr, Tensor) else lr
@@ -131,7 +135,7 @@ def after_step(
     return Measured(
         numel,
         moments,
-        [row.lr for row in rows],
+        used,
         None if clipped is None else float(clipped),
         None if found_inf is None else found_inf.detach().clone(),
     )

@@ -149,7 +149,7 @@ class Tuner:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps done; those that fused AMP skipped leave the count at the next decision."""
+        """Optimizer steps done; what fused AMP skipped leaves the count at the next decision."""
         return self._begun + self._log.offset
 
     def report(self, loss: Tensor | float) -> None:
@@ -168,7 +168,7 @@ class Tuner:
         began = time.perf_counter()
 
         def take() -> None:
-            self._log.valid_loss = float(value)
+            self._log.valid_loss = float(value.detach() if hasattr(value, "detach") else value)
 
         self._notices.safely("validation", take)
         self.overhead_seconds += time.perf_counter() - began

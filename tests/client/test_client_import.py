@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import sys
+before = set(sys.modules)
+import lhopt.client, lhopt.client.remote, lhopt.client.asynchronous
+roots = {name.partition(".")[0] for name in set(sys.modules) - before}
+for heavy in ("torch", "gymnasium", "fastapi", "stable_baselines3", "pydantic", "sklearn"):
+    assert heavy not in sys.modules, heavy
+print(*sorted(roots - set(sys.stdlib_module_names)))
+"""
+#: What httpx itself brings.
+OF_HTTPX = {
+    "anyio", "certifi", "click", "h11", "h2", "hpack", "httpcore", "httpx", "hyperframe", "idna",
+    "pygments", "rich", "markdown_it", "mdurl", "sniffio", "socksio", "typing_extensions",
+    "zstandard", "brotli", "brotlicffi",
+}  # fmt: skip
+
+
+def test_the_client_needs_numpy_and_httpx_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CODE], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    third_party = {name for name in done.stdout.split() if not name.startswith("_")}
+    assert third_party - OF_HTTPX == {"lhopt", "numpy"}

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from lhopt.client import Tuner
+from lhopt.core.errors import ResumeError
+from lhopt.policy.artifact import Policy
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
+
+
+@pytest.mark.parametrize("stop", [1, 5, 13, 20, 57])
+@pytest.mark.parametrize("optimizer_first", [True, False])
+def test_a_resumed_run_is_the_uninterrupted_run(
+    stop: int, optimizer_first: bool, make_job: Any, policy: Policy
+) -> None:
+    def begin() -> tuple[Any, torch.optim.Optimizer, Tuner]:
+        job = make_job()
+        optimizer = torch.optim.AdamW(job.groups())
+        return job, optimizer, Tuner(optimizer, 60, interval=5, policy=policy)
+
+    whole, optimizer, tuner = begin()
+    whole.run(optimizer, tuner, range(60))
+    expected = {r.index: (r.step, r.moves, r.values, r.statistics) for r in tuner.history}
+    tuner.close()
+
+    job, optimizer, tuner = begin()
+    job.run(optimizer, tuner, range(stop))
+    saved = through_a_file(
+        {
+            "net": job.net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "tuner": tuner.state_dict(),
+        }
+    )
+    del job, optimizer, tuner
+
+    job, optimizer, tuner = begin()
+    job.net.load_state_dict(saved["net"])
+    if optimizer_first:
+        optimizer.load_state_dict(saved["optimizer"])
+        tuner.load_state_dict(saved["tuner"])
+    else:
+        tuner.load_state_dict(saved["tuner"])
+        optimizer.load_state_dict(saved["optimizer"])
+    job.run(optimizer, tuner, range(stop, 60))
+    for record in tuner.history:
+        got = (record.step, record.moves, record.values, record.statistics)
+        assert got == expected[record.index]
+    assert len(tuner.history) == 11 - stop // 5
+    assert torch.equal(job.weights(), whole.weights())
+    tuner.close()
+
+
+def test_restored_values_are_written_even_if_the_optimizer_was_not_restored(
+    make_job: Any, policy: Policy
+) -> None:
+    job = make_job()
+    optimizer = torch.optim.AdamW(job.groups())
+    tuner = Tuner(optimizer, 60, interval=5, policy=policy)
+    job.run(optimizer, tuner, range(20))
+    fresh = torch.optim.AdamW(make_job().groups())
+    other = Tuner(fresh, 60, interval=5, policy=policy)
+    other.load_state_dict(tuner.state_dict())
+    assert other.values == tuner.values
+    assert fresh.param_groups[1]["lr"] == optimizer.param_groups[1]["lr"]
+
+
+def test_a_declared_scheduler_resumes_without_our_factor_counted_twice(
+    make_job: Any, policy: Policy
+) -> None:
+    def begin() -> tuple[Any, Any, Any, Tuner]:
+        job = make_job()
+        optimizer = torch.optim.AdamW(job.groups())
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+        tuner = Tuner(optimizer, 60, interval=5, policy=policy, scheduler=scheduler)
+        return job, optimizer, scheduler, tuner
+
+    whole, optimizer, scheduler, tuner = begin()
+    whole.run(optimizer, tuner, range(60), scheduler)
+    job, optimizer, scheduler, tuner = begin()
+    job.run(optimizer, tuner, range(23), scheduler)
+    saved = through_a_file(
+        {
+            "net": job.net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "tuner": tuner.state_dict(),
+        }
+    )
+    for order in (("optimizer", "scheduler", "tuner"), ("tuner", "scheduler", "optimizer")):
+        job, optimizer, scheduler, tuner = begin()
+        job.net.load_state_dict(saved["net"])
+        parts = {"optimizer": optimizer, "scheduler": scheduler, "tuner": tuner}
+        for name in order:
+            # a copy, because an optimizer trains on with the very tensors it was given
+            parts[name].load_state_dict(copy.deepcopy(saved[name]))
+        job.run(optimizer, tuner, range(23, 60), scheduler)
+        assert torch.equal(job.weights(), whole.weights())
+
+
+def test_a_checkpoint_of_other_settings_is_refused(
+    make_job: Any, policy: Policy, flat_policy: Policy
+) -> None:
+    def tuner(total: int, chosen: Policy) -> Tuner:
+        return Tuner(torch.optim.AdamW(make_job().groups()), total, interval=5, policy=chosen)
+
+    state = tuner(60, policy).state_dict()
+    with pytest.raises(ResumeError, match=r"same settings"):
+        tuner(80, policy).load_state_dict(state)
+    with pytest.raises(ResumeError, match=r"same policy="):
+        tuner(60, flat_policy).load_state_dict(state)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lhopt.client import Tuner
+from lhopt.core.errors import (
+    ConfigurationError,
+    ControlError,
+    LhoptError,
+    UnknownNameError,
+)
+from lhopt.policy.artifact import Policy, save
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"total_steps": 0}, ["total_steps is 0", "greater than 0"]),
+        ({"total_steps": -5}, ["total_steps is -5"]),
+        ({"total_steps": 1.5}, ["total_steps is 1.5"]),
+        ({"total_steps": True}, ["total_steps is True"]),
+        ({"total_steps": "100"}, ["total_steps is '100'"]),
+        ({"decisions": 0}, ["decisions is 0"]),
+        ({"interval": 0}, ["interval is 0"]),
+        ({"interval": 101}, ["interval is 101", "total_steps is 100"]),
+        ({"timeout": 0}, ["timeout is 0"]),
+        ({"timeout": float("nan")}, ["timeout is nan"]),
+        ({"measure_every": 0}, ["measure_every is 0"]),
+        ({"max_entries": -1}, ["max_entries is -1"]),
+        ({"controls": ["clip_ratio"]}, ["'clip_ratio'", "learning_rate"]),
+        ({"controls": ["learning_rat"]}, ["'learning_rat'", "learning_rate"]),
+        ({"controls": "learning_rate"}, ["a list of names"]),
+        ({"controls": ["eps"], "frozen": ["eps"]}, ["Nothing is left to steer"]),
+        ({"policy": "no-such-policy"}, ["no-such-policy"]),
+        ({"policy": Path("no/such.json")}, ["is missing"]),
+        ({"url": "http://localhost:1"}, ["leave url out"]),
+        ({"url": "localhost:8000", "policy": None}, ["http://host:port"]),
+        ({"url": "ftp://x", "policy": None}, ["ftp"]),
+        ({"url": "http://x", "policy": None, "api_key": "a\nb"}, ["api_key"]),
+    ],
+)
+def test_nonsense_is_refused_with_a_way_out(
+    settings: dict[str, Any], words: list[str], job: Any, policy: Policy
+) -> None:
+    optimizer = torch.optim.AdamW(job.groups())
+    options = {"total_steps": 100, "policy": policy, **settings}
+    with pytest.raises(LhoptError) as caught:
+        Tuner(optimizer, **options)
+    for word in words:
+        assert word in str(caught.value)
+    # what was refused left nothing behind
+    assert optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_what_is_no_optimizer_is_refused(policy: Policy) -> None:
+    with pytest.raises(ConfigurationError, match=r"torch\.optim\.Optimizer"):
+        Tuner("adamw", 100, policy=policy)  # type: ignore[arg-type]
+
+
+def test_a_weight_decay_of_0_is_not_steered(job: Any, policy: Policy) -> None:
+    optimizer = torch.optim.AdamW(job.groups(), weight_decay=0.0)
+    tuner = Tuner(optimizer, 60, interval=5, policy=policy)
+    job.run(optimizer, tuner, range(60))
+    assert "weight_decay" not in tuner.values
+    assert optimizer.param_groups[0]["weight_decay"] == 0.0
+    with pytest.raises(ControlError, match="value of 0 cannot be scaled"):
+        Tuner(optimizer, 60, policy=policy, controls=["weight_decay"])
+
+
+def test_only_the_controls_asked_for_move(job: Any, policy: Policy) -> None:
+    optimizer = torch.optim.AdamW(job.groups())
+    tuner = Tuner(optimizer, 60, interval=5, policy=policy, controls=["learning_rate", "eps"])
+    job.run(optimizer, tuner, range(60))
+    group = optimizer.param_groups[0]
+    assert group["betas"] == (0.9, 0.999)
+    assert group["weight_decay"] == 0.01
+    assert group["lr"] != 0.01
+    assert group["eps"] != 1e-8
+
+
+def test_policies_are_found_by_path(tmp_path: Path, job: Any, policy: Policy) -> None:
+    path = save(policy, tmp_path)
+    for named in (path, str(path), str(path.with_suffix(".safetensors"))):
+        tuner = Tuner(torch.optim.AdamW(job.groups()), 60, policy=named)
+        assert tuner.state_dict()["steering"]["backend"]["digest"] == policy.digest
+        tuner.close()
+    with pytest.raises(UnknownNameError):
+        Tuner(torch.optim.AdamW(job.groups()), 60, policy="randon")
+
+
+def test_an_interval_is_the_run_over_the_decisions(job: Any, policy: Policy) -> None:
+    for total, decisions, interval in ((10_000, 32, 313), (10, 32, 1), (32, 32, 1), (1, 1, 1)):
+        optimizer = torch.optim.AdamW(job.groups())
+        tuner = Tuner(optimizer, total, decisions=decisions, policy=policy)
+        assert tuner.interval == interval
+        tuner.close()
+
+
+def test_steps_beyond_the_end_change_nothing(job: Any, policy: Policy) -> None:
+    optimizer = torch.optim.AdamW(job.groups())
+    tuner = Tuner(optimizer, 23, interval=5, policy=policy)
+    job.run(optimizer, tuner, range(23))
+    values = tuner.values
+    job.run(optimizer, tuner, range(23, 50))
+    assert tuner.values == values
+    assert [r.step for r in tuner.history] == [0, 5, 10, 15, 20]
+    tuner.close()
+
+
+def test_closing_stops_listening(job: Any, policy: Policy) -> None:
+    optimizer = torch.optim.AdamW(job.groups())
+    with Tuner(optimizer, 50, interval=5, policy=policy) as tuner:
+        job.run(optimizer, tuner, range(10))
+    values = tuner.values
+    tuner.close()
+    job.run(optimizer, tuner, range(10, 50))
+    assert tuner.values == values
+    assert tuner.steps == 10
