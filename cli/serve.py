@@ -72,7 +72,11 @@ def run(args: argparse.Namespace) -> int:
         except ModuleNotFoundError as error:
             raise MissingExtraError(error.name or "fastapi", "server") from error
         listening = _listen(settings.host, settings.port)
-        services = open_services(settings)
+        try:
+            services = open_services(settings)
+        except BaseException:
+            listening.close()
+            raise
     except LhoptError as error:
         print(f"lhopt serve: {error}", file=sys.stderr)
         return 2

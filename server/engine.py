@@ -41,7 +41,7 @@ class Engine:
         ledger: Decides.
         metrics: Counts batches and waits.
         max_batch: Decisions at once.
-        max_queue: Decisions that may wait.
+        max_queue: Decisions that may wait; as many rarer writes.
         deadline: Seconds until a waiting request is told to come again.
     """
 
@@ -54,6 +54,7 @@ class Engine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lhopt-decide")
         self._worker: asyncio.Task[None] | None = None
         self._closing = False
+        self._writes = 0
 
     async def decide(self, ask: Ask) -> Answer:
         """The committed answer to an ask.
@@ -62,15 +63,7 @@ class Engine:
             Problem: Refused; 503 when the queue is full, the deadline passed or we are closing.
             StoreError: It could not be committed; nothing was decided.
         """
-        self._check_open()
-        if len(self._queue) >= self._max_queue:
-            raise Problem(
-                503,
-                code="overloaded",
-                detail=f"{self._max_queue} decisions are waiting already. Send it again later.",
-                retryable=True,
-                headers={"Retry-After": "1"},
-            )
+        self._check_open(len(self._queue))
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(ask, future, time.monotonic()))
         if self._worker is None:
@@ -79,8 +72,11 @@ class Engine:
 
     async def write(self, call: Callable[[], T]) -> T:
         """Run a rarer write on the worker's thread, between two batches."""
-        self._check_open()
-        return await self._in_time(asyncio.get_running_loop().run_in_executor(self._thread, call))
+        self._check_open(self._writes)
+        future = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        self._writes += 1
+        future.add_done_callback(self._written)
+        return await self._in_time(future)
 
     @property
     def oldest(self) -> float:
@@ -94,7 +90,18 @@ class Engine:
             await self._worker
         await asyncio.to_thread(self._thread.shutdown)
 
-    def _check_open(self) -> None:
+    def _written(self, _: object) -> None:
+        self._writes -= 1
+
+    def _check_open(self, n_waiting: int) -> None:
+        if n_waiting >= self._max_queue:
+            raise Problem(
+                503,
+                code="overloaded",
+                detail=f"{self._max_queue} requests are waiting already. Send it again later.",
+                retryable=True,
+                headers={"Retry-After": "1"},
+            )
         if self._closing:
             raise Problem(
                 503,

@@ -82,6 +82,14 @@ class Api:
         """Begin a coroutine on the application's loop; it goes on during the next requests."""
         return self._runner.get_loop().create_task(coroutine)
 
+    def wait(self, task: asyncio.Task[Any]) -> Any:
+        """The result of a spawned coroutine."""
+
+        async def result() -> Any:
+            return await task
+
+        return self._runner.run(result())
+
     def open(self, **changes: Any) -> dict[str, Any]:
         """Open a session that must open."""
         options = {k: changes.pop(k) for k in ("key", "headers") if k in changes}

@@ -1,0 +1,195 @@
+"""A real server process, killed in the middle of its work."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from lhopt.server.settings import Settings
+    from tests.server.conftest import Api
+
+SERVE = """
+import argparse, sys
+from lhopt.cli import serve
+parser = argparse.ArgumentParser()
+serve.add_parser(parser.add_subparsers(required=True))
+args = parser.parse_args(sys.argv[1:])
+sys.exit(args.func(args))
+"""
+WORKERS, KILLS, DECISIONS = 6, 4, 150
+
+
+class Server:
+    """`lhopt serve` as its own process, on one port over all its lives."""
+
+    def __init__(self, settings: Settings, port: int) -> None:
+        self.settings, self.port = settings, port
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> str:
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-c", SERVE, "serve",
+                "--database", str(self.settings.database),
+                "--policies", str(self.settings.policies_folder),
+                "--port", str(self.port),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("lhopt serving on http://127.0.0.1:"), line
+        return line
+
+    def stop(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.process = None
+        return code
+
+
+@pytest.fixture
+def server(settings: Settings) -> Iterator[Server]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = Server(settings, port)
+    server.start()
+    yield server
+    if server.process is not None:
+        server.stop(signal.SIGKILL)
+
+
+def report(worker: int, index: int) -> dict[str, Any]:
+    return {
+        "statistics": {"train_loss": 1.0 + worker + 0.01 * index, "log_grad_norm": -index / 7},
+        "situation": {
+            "progress": (index + 1) / 200, "share": 0.005, "schedule": 0.0,
+            "relative": {"learning_rate": 0.01 * index - 0.1 * worker},
+        },
+    }  # fmt: skip
+
+
+class Job(threading.Thread):
+    """A training job that repeats each report until it is answered."""
+
+    def __init__(self, url: str, worker: int, session: str) -> None:
+        super().__init__(daemon=True)
+        self.url, self.worker, self.session = url, worker, session
+        self.answers: list[bytes] = []
+        self.refused: list[str] = []
+        self.repeats = 0
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=5.0) as client:
+            while len(self.answers) < DECISIONS and not self.refused:
+                index = len(self.answers)
+                path = f"/v1/sessions/{self.session}/attempts/0/decisions/{index}"
+                try:
+                    answer = client.put(path, json=report(self.worker, index))
+                except httpx.TransportError:
+                    self.repeats += 1
+                    time.sleep(0.02)
+                    continue
+                if answer.status_code == 200:
+                    self.answers.append(answer.content)
+                elif answer.status_code != 503:
+                    self.refused.append(answer.text)
+
+
+def test_no_answered_decision_is_lost_or_doubled_when_the_server_is_killed(
+    server: Server, settings: Settings, start: Any
+) -> None:
+    url = f"http://127.0.0.1:{server.port}"
+    body = {
+        "wire_version": 1,
+        "policy": "alpha",
+        "optimizer": "torch.optim.AdamW",
+        "controls": ["learning_rate"],
+        "share": 0.005,
+    }
+    sessions = [httpx.post(f"{url}/v1/sessions", json=body).json()["id"] for _ in range(WORKERS)]
+    jobs = [Job(url, worker, session) for worker, session in enumerate(sessions)]
+    for job in jobs:
+        job.start()
+    for life in range(KILLS):
+        # each life until the jobs got a further share of their decisions
+        goal = DECISIONS * (life + 1) // (KILLS + 1)
+        deadline = time.monotonic() + 30
+        while max(len(job.answers) for job in jobs) < goal and time.monotonic() < deadline:
+            time.sleep(0.001)
+        server.stop(signal.SIGKILL)
+        server.start()
+    for job in jobs:
+        job.join(60)
+    assert [job.refused for job in jobs] == [[]] * WORKERS
+    assert [len(job.answers) for job in jobs] == [DECISIONS] * WORKERS
+    assert sum(job.repeats for job in jobs) >= KILLS, "the kills must have hit somebody"
+    with httpx.Client(base_url=url) as client:
+        for job in jobs:
+            for index in (0, DECISIONS // 2, DECISIONS - 1):
+                path = f"/v1/sessions/{job.session}/attempts/0/decisions/{index}"
+                again = client.put(path, json=report(job.worker, index))
+                assert again.headers["idempotent-replayed"] == "true"
+                assert again.content == job.answers[index]
+    assert server.stop(signal.SIGTERM) == 0
+
+    with sqlite3.connect(settings.database) as db:
+        rows = db.execute("SELECT session, idx, answer FROM decision ORDER BY idx").fetchall()
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+    kept: dict[str, list[bytes]] = {session: [] for session in sessions}
+    for session, index, answer in rows:
+        assert index == len(kept[session])
+        kept[session].append(answer)
+    assert kept == {job.session: job.answers for job in jobs}
+
+    # and they are the decisions of a server that nobody killed
+    calm: Api = start(settings, database=settings.database.with_name("calm.sqlite3"))
+    for job in jobs[:2]:
+        session = calm.open(policy="alpha", controls=["learning_rate"], share=0.005)["id"]
+        for index in range(DECISIONS):
+            answer = calm.decide(session, 0, index, report(job.worker, index))
+            assert (
+                answer.content.replace(session.encode(), job.session.encode())
+                == (job.answers[index])
+            )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_server_ends_cleanly(server: Server, number: signal.Signals) -> None:
+    url = f"http://127.0.0.1:{server.port}"
+    assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
+    assert server.stop(number) == 0
+    leftovers = [p.name for p in Path(server.settings.database).parent.glob("lhopt.sqlite3-*")]
+    assert leftovers == [], "the write-ahead log is folded in"
+
+
+def test_an_answer_to_a_real_client_is_a_problem_for_a_huge_chunked_body(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        raw.sendall(
+            b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Type: application/json\r\n\r\n"
+        )
+        for _ in range(8):
+            raw.sendall(b"2710\r\n" + b"a" * 10_000 + b"\r\n")
+        answer = raw.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"application/problem+json" in answer
