@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from lhopt.client import Client, Tuner
 from lhopt.core.actions import COLUMN, N_CONTROLS
 from lhopt.core.controls import get_controls
@@ -22,7 +25,6 @@ from lhopt.core.wire import (
 )
 from lhopt.policy import runtime
 from lhopt.policy.artifact import Policy
-from torch import Tensor, nn
 
 torch.set_num_threads(1)
 
@@ -86,7 +88,8 @@ class Job:
 
     def loss(self, step: int) -> Tensor:
         rows = (torch.arange(16) + 16 * step) % 64
-        return (self.net(self.x[rows]) - self.y[rows]).square().mean()
+        predicted: Tensor = self.net(self.x[rows])
+        return (predicted - self.y[rows]).square().mean()
 
     def run(
         self,
@@ -272,11 +275,8 @@ def raw_server() -> Iterator[Callable[[Callable[[Any], None]], str]]:
         stopping = threading.Event()
 
         def one(connection: Any) -> None:
-            with connection:
-                try:
-                    treat(connection)
-                except OSError:
-                    pass
+            with connection, contextlib.suppress(OSError):
+                treat(connection)
 
         def serve() -> None:
             with listener:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from lhopt.client import Tuner
 from lhopt.client.adapters import adapter_for
 from lhopt.policy.artifact import Policy
@@ -166,7 +167,7 @@ def test_a_closure_is_measured_with_the_gradient_it_made(job: Any, policy: Polic
             optimizer.zero_grad()
             loss = job.loss(step)
             loss.backward()
-            return loss.item()
+            return float(loss.detach())
 
         tuner.report(optimizer.step(closure))
     # plain SGD moves along its gradient: their cosine is 1 (but the first step had none before)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from lhopt.client import Tuner
 from lhopt.core.errors import ResumeError
 from lhopt.policy.artifact import Policy

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim import lr_scheduler as schedulers
+
 from lhopt.client import Tuner
 from lhopt.core.errors import ConfigurationError, SchedulerConflict
 from lhopt.policy.artifact import Policy
-from torch.optim import lr_scheduler as schedulers
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "lambda": lambda o: schedulers.LambdaLR(o, lambda step: 1.0 / (1.0 + 0.1 * step)),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from lhopt.client import Tuner
 from lhopt.core.errors import (
     ConfigurationError,

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from lhopt.client import Tuner
 from lhopt.core.sampling import measured_steps
 from lhopt.core.statistics import INDEX, STEP_STATISTICS
