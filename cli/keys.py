@@ -46,6 +46,11 @@ def run(args: argparse.Namespace) -> int:
             if args.action == "create":
                 record, key = create_key(store, args.name)
                 print(key)
+                if lost := store.count_open("local"):
+                    print(
+                        f"{lost} open sessions were opened without a key; no key reaches them.",
+                        file=sys.stderr,
+                    )
                 print(
                     f"Key {record.short} for {record.name!r}. It is shown this once; from now on "
                     "the server wants a key from everyone.",

@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +32,15 @@ class Ask:
     statistics: Statistics
     situation: Situation
 
+    @cached_property
+    def encoded(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Statistics and situation in canonical form: the same, however they were written."""
+        return encode_statistics(self.statistics), encode_situation(self.situation)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the request in canonical form: the same numbers, however they were written."""
-        content = [encode_statistics(self.statistics), encode_situation(self.situation)]
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """SHA-256 of the canonical form, hex."""
+        text = json.dumps(self.encoded, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -86,10 +93,10 @@ def make(
             session=ask.session,
             attempt=ask.attempt,
             index=ask.index,
-            fingerprint=ask.fingerprint(),
+            fingerprint=ask.fingerprint,
             policy_digest=policy.digest,
-            statistics=encode_statistics(ask.statistics),
-            situation=encode_situation(ask.situation),
+            statistics=ask.encoded[0],
+            situation=ask.encoded[1],
             decision=encoded,
             state_after=after.to_bytes(),
             answer=json.dumps(answer, allow_nan=False, separators=(",", ":")).encode(),

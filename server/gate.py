@@ -15,7 +15,6 @@ from .body import read_body
 from .problems import from_exception, render
 from .refusals import CONFLICTS
 from .services import Services
-from .store import StoreError
 
 log = logging.getLogger("lhopt.server")
 
@@ -72,8 +71,6 @@ class Gate:
             state["problem"] = problem.code
             if problem.status == 500:
                 log.exception("request %s failed", request_id)
-            if isinstance(error, StoreError):
-                state["problem"] = "store-unavailable"
             if status == 0:
                 answer = render(problem, scope["path"], request_id)
                 await answer(scope, receive, send_with_id)

@@ -158,7 +158,7 @@ class Ledger:
         attempt = maker(self._store.attempts(session.id), session.attempt, ask.index)
         record = self._store.decision(session.id, attempt, ask.index)
         assert record is not None, "an index below next_index has a decision"
-        if record.fingerprint != ask.fingerprint():
+        if record.fingerprint != ask.fingerprint:
             raise refusals.mismatch(session, ask.index)
         self._metrics.replays.inc()
         return Answer(record.answer, replayed=True)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from ..core.actions import COLUMN, N_CONTROLS
 from ..core.controls import get_controls
-from ..core.errors import UnknownNameError
+from ..core.errors import LhoptError, UnknownNameError
 from ..core.wire import WIRE_VERSION, encode_decision
 from ..policy.artifact import Policy
 from ..policy.runtime import opening
@@ -26,6 +26,9 @@ from .ledger import Ledger
 from .models import ForkRequest, SessionRequest
 from .problems import Problem
 from .store import AttemptRecord, IdempotencyRecord, SessionRecord, Store, maker
+
+#: From a body and a location to the answer as it is kept under its Idempotency-Key.
+_Answer = Callable[[dict[str, Any], str], IdempotencyRecord]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Lifecycle:
             Problem: 422 wire version, policy or controls; 429 too many open sessions.
         """
 
-        def make(answer: Callable[[dict[str, Any], str], IdempotencyRecord]) -> IdempotencyRecord:
+        def make(answer: _Answer) -> IdempotencyRecord:
             policy, controls = self._chosen(request)
             if self.store.count_open(owner) >= self.max_sessions:
                 raise Problem(
@@ -110,7 +113,7 @@ class Lifecycle:
             Problem: 404; 410 closed; 409 the parent does not exist or has not come that far.
         """
 
-        def make(answer: Callable[[dict[str, Any], str], IdempotencyRecord]) -> IdempotencyRecord:
+        def make(answer: _Answer) -> IdempotencyRecord:
             session = self._fresh(owner, session_id)
             refusals.check_open(session)
             if request.parent_attempt > session.attempt:
@@ -195,6 +198,8 @@ class Lifecycle:
             raise Problem(
                 422, code="unknown-control", detail=str(error), nearest=error.nearest
             ) from error
+        except LhoptError as error:
+            raise Problem(422, code="invalid-controls", detail=str(error)) from error
         steered = {control.name for control in policy.controls}
         controls = tuple(control.name for control in asked if control.name in steered)
         if not controls:
@@ -213,7 +218,7 @@ class Lifecycle:
         key: str | None,
         route: str,
         request: BaseModel,
-        make: Callable[[Callable[[dict[str, Any], str], IdempotencyRecord]], IdempotencyRecord],
+        make: Callable[[_Answer], IdempotencyRecord],
     ) -> Created:
         """Run `make`, or answer as it did when the same Idempotency-Key came before."""
         text = json.dumps([route, request.model_dump(mode="json")], sort_keys=True)

@@ -28,7 +28,7 @@ serve.add_parser(parser.add_subparsers(required=True))
 args = parser.parse_args(sys.argv[1:])
 sys.exit(args.func(args))
 """
-WORKERS, KILLS, DECISIONS = 6, 4, 150
+WORKERS, KILLS, DECISIONS = 6, 6, 150
 
 
 class Server:
@@ -135,13 +135,16 @@ def test_no_answered_decision_is_lost_or_doubled_when_the_server_is_killed(
         deadline = time.monotonic() + 30
         while max(len(job.answers) for job in jobs) < goal and time.monotonic() < deadline:
             time.sleep(0.001)
-        server.stop(signal.SIGKILL)
+        if life % 2:
+            assert server.stop(signal.SIGTERM) == 0  # in the middle of work, too
+        else:
+            server.stop(signal.SIGKILL)
         server.start()
     for job in jobs:
         job.join(60)
     assert [job.refused for job in jobs] == [[]] * WORKERS
     assert [len(job.answers) for job in jobs] == [DECISIONS] * WORKERS
-    assert sum(job.repeats for job in jobs) >= KILLS, "the kills must have hit somebody"
+    assert sum(job.repeats for job in jobs) > 0, "the kills must have hit somebody"
     with httpx.Client(base_url=url) as client:
         for job in jobs:
             for index in (0, DECISIONS // 2, DECISIONS - 1):

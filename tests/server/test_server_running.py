@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sqlite3
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from lhopt.cli import serve as serve_command
 from lhopt.core.errors import ArtifactError, ConfigurationError, LhoptError
 from lhopt.server import schema
 from lhopt.server.catalog import load_catalog
+from lhopt.server.deciding import make
 from lhopt.server.settings import Settings
 from lhopt.server.sqlite_store import SqliteStore
+from lhopt.server.store import StoreError
 
 if TYPE_CHECKING:
     from lhopt.policy.artifact import Policy
@@ -51,7 +54,8 @@ def test_a_store_that_takes_no_write_is_not_ready_and_refuses_retryably(
     assert api.metric("lhopt_store_errors_total") == 1
     other.execute("ROLLBACK")
     other.close()
-    assert api("GET", "/readyz").status_code == 200
+    ready = api("GET", "/readyz")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
     assert api.decide(session, 0, 1).status_code == 200
 
 
@@ -89,9 +93,6 @@ def test_a_full_queue_is_refused(start: Any, settings: Settings) -> None:
 def test_a_decision_that_fails_does_not_fail_its_batch(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lhopt.server import ledger
-
-    make = ledger.make
     sessions = [api.open()["id"] for _ in range(4)]
 
     def sometimes(policy: Policy, asks: Any, *rest: Any) -> Any:
@@ -99,7 +100,7 @@ def test_a_decision_that_fails_does_not_fail_its_batch(
             raise FloatingPointError("planted")
         return make(policy, asks, *rest)
 
-    monkeypatch.setattr(ledger, "make", sometimes)
+    monkeypatch.setattr("lhopt.server.ledger.make", sometimes)
     body = {
         "statistics": {"train_loss": 1.0},
         "situation": {"progress": 0.5, "share": 0.1, "schedule": 0.0, "relative": {}},
@@ -292,9 +293,21 @@ def test_serve_refuses_to_start(
     assert says in capsys.readouterr().err
 
 
-def test_every_problem_of_the_store_is_one_of_ours() -> None:
-    from lhopt.server.store import StoreError
+@pytest.mark.parametrize("package", ["uvicorn", "fastapi", "prometheus_client"])
+def test_serve_without_a_package_names_the_extra(
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+) -> None:
+    for name in [m for m in sys.modules if m.startswith(("lhopt.server.", package))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert command("serve", "--database", str(settings.database)) == 2
+    assert "pip install 'lhopt[server]'" in capsys.readouterr().err
 
+
+def test_every_problem_of_the_store_is_one_of_ours() -> None:
     assert issubclass(StoreError, LhoptError)
 
 

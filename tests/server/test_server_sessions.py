@@ -70,6 +70,7 @@ def test_without_a_name_the_optimizer_picks_the_policy(api: Api) -> None:
         ({"policy": "alpah"}, "unknown-policy", "alpha"),
         ({"optimizer": "torch.optim.AdamX"}, "unknown-policy", "torch.optim.AdamW"),
         ({"controls": ["learning_rat"]}, "unknown-control", "learning_rate"),
+        ({"controls": ["eps", "eps"]}, "invalid-controls", "once"),
         ({"controls": ["eps"]}, "no-common-control", "weight_decay"),
         ({"wire_version": 2}, "wire-version", "this server speaks 1"),
         ({"share": 0.0}, "invalid-request", "share"),
