@@ -89,7 +89,8 @@ def _adam(optimizer: Any, group: Group, param: Any, take: Take) -> tuple[Any, An
 
 
 def _sgd(optimizer: Any, group: Group, param: Any, take: Take) -> tuple[Any, Any]:
-    buffer = optimizer.state[param].get("momentum_buffer")
+    # `state` makes an entry for whatever it is asked for: never ask for what it may not have
+    buffer = optimizer.state[param].get("momentum_buffer") if param in optimizer.state else None
     return (None if buffer is None else take(buffer)), None
 
 

@@ -95,8 +95,8 @@ class Backend(Protocol):
     def resume(self, state: dict[str, Any], deadline: Deadline) -> None:
         """Go on where `state_dict` stood."""
 
-    def close(self, outcome: dict[str, Any], deadline: Deadline) -> None:
-        """End the run."""
+    def close(self, outcome: dict[str, Any] | None, deadline: Deadline) -> None:
+        """End the run; without an outcome only this process ends, and the run may be resumed."""
 
 
 class Embedded:
@@ -153,5 +153,5 @@ class Embedded:
             )
         self._state = runtime.State.from_bytes(base64.b64decode(state["state"]), self.policy)
 
-    def close(self, outcome: dict[str, Any], deadline: Deadline) -> None:
+    def close(self, outcome: dict[str, Any] | None, deadline: Deadline) -> None:
         """Nothing to do."""

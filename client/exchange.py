@@ -51,7 +51,8 @@ class Call:
         Raises:
             ValueError: The body holds a number that is not finite.
         """
-        headers = {"Accept": "application/json"}
+        # not compressed: answers are small, and a small body cannot then unpack to a huge one
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         content = None
         if self.body is not None:
             headers["Content-Type"] = "application/json"

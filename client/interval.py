@@ -12,6 +12,11 @@ from . import measurement
 from .adapters import Adapter
 from .losses import Losses
 
+#: Entries that all tensors together may sample: 16 MB a copy, and three copies live at a time.
+MAX_TOTAL = 4 * 2**20
+#: What each tensor may sample, however many there are.
+MIN_ENTRIES = 256
+
 
 class Interval:
     """Collects one interval's statistics through the optimizer's step hooks.
@@ -28,7 +33,9 @@ class Interval:
         self._optimizer = optimizer
         self._adapter = adapter
         self._measured = frozenset(measured_steps(length, every))
-        self._max_entries = max_entries
+        n_params = sum(len(group["params"]) for group in optimizer.param_groups)
+        fair = max(MIN_ENTRIES, MAX_TOTAL // max(1, n_params))
+        self._max_entries = min(max_entries, fair)
         self.losses = Losses()
         self.restart()
 

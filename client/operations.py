@@ -88,8 +88,9 @@ def open_session(
     scheduled: bool,
     name: str | None,
     metadata: Mapping[str, Any] | None,
+    key: str | None = None,
 ) -> Operation[Opened]:
-    """`POST /v1/sessions`."""
+    """`POST /v1/sessions`; with the same `key` it opens one session, however often it is sent."""
     body = {
         "wire_version": WIRE_VERSION,
         "name": name,
@@ -115,7 +116,7 @@ def open_session(
             decision=decode_decision(answer["decision"]),
         )
 
-    return Operation(Call("POST", "/v1/sessions", body, _key()), read)
+    return Operation(Call("POST", "/v1/sessions", body, key or new_key()), read)
 
 
 def decide(
@@ -143,7 +144,7 @@ def fork(session: str, parent_attempt: int, next_index: int) -> Operation[Forked
     """`POST /v1/sessions/{id}/attempts`."""
     body = {"parent_attempt": parent_attempt, "next_index": next_index}
     return Operation(
-        Call("POST", f"/v1/sessions/{_quoted(session)}/attempts", body, _key()),
+        Call("POST", f"/v1/sessions/{_quoted(session)}/attempts", body, new_key()),
         lambda answer: Forked(_index(answer["attempt"]), _index(answer["next_index"])),
     )
 
@@ -151,7 +152,7 @@ def fork(session: str, parent_attempt: int, next_index: int) -> Operation[Forked
 def close_session(session: str, outcome: Mapping[str, Any] | None) -> Operation[dict[str, Any]]:
     """`POST /v1/sessions/{id}/close`."""
     path = f"/v1/sessions/{_quoted(session)}/close"
-    return Operation(Call("POST", path, {"outcome": dict(outcome or {})}, _key()), _object)
+    return Operation(Call("POST", path, {"outcome": dict(outcome or {})}, new_key()), _object)
 
 
 def get_session(session: str) -> Operation[dict[str, Any]]:
@@ -190,7 +191,8 @@ def alive() -> Operation[dict[str, Any]]:
     return Operation(Call("GET", "/livez"), _object)
 
 
-def _key() -> str:
+def new_key() -> str:
+    """A key for a POST that may be sent more than once."""
     return str(uuid.uuid4())
 
 

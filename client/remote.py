@@ -46,6 +46,7 @@ class Remote:
         self._failures = 0
         self._skipped = 0
         self._over: str | None = None
+        self._key = operations.new_key()  # one session, also if an answer to opening it is lost
 
     def steered(self) -> tuple[str, ...]:
         """What the server steers; everything on offer while that is unknown."""
@@ -132,10 +133,12 @@ class Remote:
         except Exception as error:
             self._failed(error)
 
-    def close(self, outcome: dict[str, Any], deadline: Deadline) -> None:
+    def close(self, outcome: dict[str, Any] | None, deadline: Deadline) -> None:
         """Tell the server how it went, unless it has been silent for a while."""
+        ended = outcome is not None and self._session is not None and self._over is None
         try:
-            if self._session is not None and self._over is None and self._failures < FAILURES:
+            if ended and self._failures < FAILURES:
+                assert self._session is not None
                 self._session.close(outcome, timeout=deadline.left)
         finally:
             if self._owns_client:
@@ -151,8 +154,10 @@ class Remote:
             scheduled=terms.scheduled,
             name=(terms.name or None) and str(terms.name)[:128],
             metadata={},
+            key=self._key,
         )
         self._session = Session(self._client, self._client.run(operation, deadline.left))
+        self._key = operations.new_key()
         self._next = self._session.opened.next_index
         return self._session.opened
 
@@ -162,11 +167,15 @@ class Remote:
         try:
             self._next = session.fork(index, parent_attempt=attempt, timeout=deadline.left)
         except ApiError as error:
-            if error.code != "decision-gap" or error.expected_index is None:
+            if error.status in (404, 410):
+                # closed or gone: the policy's memory of the run is lost, the rest is with us
+                self._open(deadline)
+            elif error.code == "decision-gap" and error.expected_index is not None:
+                # the server lost its last decisions (a power cut): go on from those it has
+                index = error.expected_index
+                self._next = session.fork(index, parent_attempt=attempt, timeout=deadline.left)
+            else:
                 raise
-            # the server lost its last decisions (a power cut): go on from those it has
-            index = error.expected_index
-            self._next = session.fork(index, parent_attempt=attempt, timeout=deadline.left)
         self._parent = None
 
     def _ask(self, statistics: Statistics, situation: Situation, deadline: Deadline) -> Decision:

@@ -86,8 +86,8 @@ class Steering:
                 name,
             )
 
-    def close(self, outcome: dict[str, Any]) -> None:
-        """End the run."""
+    def close(self, outcome: dict[str, Any] | None) -> None:
+        """End the run, or without an outcome only this process's part in it."""
         if ranks.decides():
             self._backend.close(outcome, Deadline.after(self._timeout))
 

@@ -175,21 +175,26 @@ class Tuner:
 
     def close(self) -> None:
         """Stop listening, and tell the server how it went. Never raises; twice is once."""
-        if self._closed:
-            return
-        self._closed = self._ended = True
-        for handle in self._handles:
-            handle.remove()
         outcome: dict[str, Any] = {"steps": self.steps, "decisions": self._steering.index}
         if self._last_loss is not None and np.isfinite(self._last_loss):
             outcome["train_loss"] = self._last_loss
-        self._notices.safely("close", partial(self._steering.close, outcome))
+        self._stop(outcome)
 
     def __enter__(self) -> Tuner:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            self.close()
+        else:  # the job died, was stopped or pre-empted: its session stays open for a resume
+            self._stop(None)
+
+    def _stop(self, outcome: dict[str, Any] | None) -> None:
+        if not self._closed:
+            self._closed = self._ended = True
+            for handle in self._handles:
+                handle.remove()
+            self._notices.safely("close", partial(self._steering.close, outcome))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, for the job's checkpoint.

@@ -76,6 +76,7 @@ def test_a_resumed_run_on_the_real_server(url: str, make_job: Any) -> None:
     tuner = Tuner(optimizer, 60, interval=5, url=url, policy="random", timeout=10.0)
     job.run(optimizer, tuner, range(23))
     state = tuner.state_dict()
+    tuner.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # pre-empted
     again = Tuner(optimizer, 60, interval=5, url=url, policy="random", timeout=10.0)
     again.load_state_dict(state)
     job.run(optimizer, again, range(23, 60))

@@ -357,3 +357,59 @@ def test_a_resume_without_a_server_forks_when_it_is_back(make_job: Any, fake_ser
     assert sources(again) == ["policy"] * 9
     assert fake_server.attempt == 1
     tuner.close()
+
+
+def test_a_job_that_dies_leaves_its_session_open(job: Any, fake_server: Any) -> None:
+    optimizer = torch.optim.AdamW(job.groups())
+    tuner = Tuner(optimizer, 60, interval=5, client=fake_server.client())
+
+    def train() -> None:
+        with tuner:
+            job.run(optimizer, tuner, range(12))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert fake_server.outcome is None
+    job.run(optimizer, tuner, range(12, 60))
+    assert len(tuner.history) == 3
+
+
+@pytest.mark.parametrize(("status", "code"), [(410, "session-closed"), (404, "no-session")])
+def test_a_resume_whose_session_is_gone_opens_another(
+    status: int, code: str, make_job: Any, fake_server: Any
+) -> None:
+    job, client = make_job(), fake_server.client()
+    optimizer, tuner = remote(job, client)
+    job.run(optimizer, tuner, range(13))
+    state = tuner.state_dict()
+
+    def gone(request: httpx.Request) -> httpx.Response | None:
+        if request.url.path.endswith("attempts"):
+            fake_server.next_index = 0
+            fake_server.answers.clear()
+            return fake_server.problem(status, code)  # type: ignore[no-any-return]
+        return None
+
+    fake_server.interfere = gone
+    optimizer, again = remote(job, client)
+    again.load_state_dict(state)
+    job.run(optimizer, again, range(13, 60))
+    assert sources(again) == ["policy"] * 9
+    assert again.steps == 60
+
+
+def test_an_opening_whose_answer_was_lost_is_not_opened_twice(job: Any, fake_server: Any) -> None:
+    def interfere(request: httpx.Request) -> httpx.Response | None:
+        if len(fake_server.requests) <= 3:
+            fake_server.answer(request)
+            raise httpx.ReadError("cut")
+        return None
+
+    fake_server.interfere = interfere
+    optimizer, tuner = remote(job, fake_server.client())
+    job.run(optimizer, tuner, range(60))
+    assert sources(tuner) == ["hold:server-unreachable"] + ["policy"] * 11
+    openings = [r for r in fake_server.requests if r.url.path == "/v1/sessions"]
+    assert len({r.headers["Idempotency-Key"] for r in openings}) == 1
+    tuner.close()

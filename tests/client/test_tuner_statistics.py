@@ -153,3 +153,22 @@ def test_the_overhead_is_counted(job: Any, policy: Policy) -> None:
     job.run(optimizer, tuner, range(5))
     assert tuner.overhead_seconds > before > 0
     tuner.close()
+
+
+def test_measuring_leaves_nothing_in_the_optimizers_state(job: Any, policy: Policy) -> None:
+    optimizer = torch.optim.SGD(job.groups())
+    tuner = Tuner(optimizer, 20, interval=5, policy=policy)
+    before = set(optimizer.state)
+    job.run(optimizer, None, range(1))
+    plain = torch.optim.SGD(job.groups())
+    job.run(plain, None, range(1))
+    assert before == set()
+    assert set(optimizer.state) == set(plain.state)
+    tuner.close()
+
+
+def test_a_model_of_very_many_tensors_is_sampled_thinly(policy: Policy) -> None:
+    params = [torch.nn.Parameter(torch.ones(5000)) for _ in range(4000)]
+    tuner = Tuner(torch.optim.SGD(params, lr=0.1), 20, interval=5, policy=policy)
+    assert tuner._log._max_entries == 4 * 2**20 // 4000
+    tuner.close()
