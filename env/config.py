@@ -61,11 +61,11 @@ OPTIMIZERS: dict[str, SteeredOptimizer] = {
             name="lhopt.SteerableAdamW",
             rule=STEERABLE,
             start={
-                "learning_rate": 3e-2,
-                "one_minus_beta1": 0.25,
+                "learning_rate": 6e-2,
+                "one_minus_beta1": 0.15,
                 "one_minus_beta2": 1e-2,
                 "eps": 1e-8,
-                "weight_decay": 1e-2,
+                "weight_decay": 5e-2,
                 "clip_ratio": 0.8,
             },
             noise={

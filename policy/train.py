@@ -30,6 +30,7 @@ from ..inner_tasks.registry import families as all_families
 from .artifact import Policy, Selection, save
 from .evaluate import closed_loop, hold, run
 from .export import export
+from .imitation import ACTOR, ImitationConfig, imitate
 from .learner import HyperparameterPolicy
 
 logger = logging.getLogger("lhopt")
@@ -75,6 +76,9 @@ class TrainConfig:
         baseline: Subtract the bucket's mean from rewards.
         checkpoint_every: Updates between checkpoints.
         evaluate_every: Updates between evaluations.
+        imitation: Sizes of the warm start (`ImitationConfig`); None starts PPO from the no-op.
+        critic_warmup: First updates that train the critic alone: a critic that knows nothing
+            would undo the warm start.
         selection: How the exported policy turns probabilities into decisions.
     """
 
@@ -104,6 +108,8 @@ class TrainConfig:
     baseline: bool = True
     checkpoint_every: int = 20
     evaluate_every: int = 20
+    imitation: Mapping[str, Any] | None = field(default_factory=dict)
+    critic_warmup: int = 8
     selection: Selection = "mean"
     env: Mapping[str, Any] = field(default_factory=dict)
 
@@ -189,6 +195,7 @@ class Trainer:
             },
         )
         self.update = 0
+        self.started = False
         self.averaged = {k: v.clone() for k, v in self.model.policy.state_dict().items()}
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -199,12 +206,37 @@ class Trainer:
         """Environment steps of one update."""
         return self.config.n_steps * self.vec.num_envs
 
+    def warm_start(self, progress: Callable[[str, int, int, float], None] | None = None) -> None:
+        """Imitate the experts of the training tasks, once, before the first update."""
+        if self.started or self.config.imitation is None:
+            return
+        clock = time.process_time()
+        policy = self.model.policy
+        assert isinstance(policy, HyperparameterPolicy)
+        losses = imitate(
+            policy,
+            self.pool,
+            self.env_config,
+            ImitationConfig(**self.config.imitation),
+            seed=self.config.seed,
+            progress=progress,
+        )
+        self.averaged = {k: v.clone() for k, v in policy.state_dict().items()}
+        self.started = True
+        self.seconds += time.process_time() - clock
+        row = {"update": 0.0, "imitation/loss": losses[-1], **self.evaluate()}
+        self.curve.append({k: round(v, 4) for k, v in row.items()})
+        if "eval/mean_reward" in row:
+            self.best = (row["eval/mean_reward"], 0, self.averaged)
+        save(self.export(), self.folder / "imitation")
+
     def learn(self, on_update: Callable[[int, dict[str, float]], None] | None = None) -> Policy:
         """Train until `config.updates` are done; SIGINT stops after the running update, saved.
 
         Returns:
             The exported policy, also written to the folder.
         """
+        self.warm_start()
         self.model.set_logger(configure(str(self.folder / "logs"), ["csv", "tensorboard"]))
         callback = _Progress(self, on_update)
         stopped = signal.getsignal(signal.SIGINT)
@@ -286,6 +318,7 @@ class Trainer:
             "policy": model.policy.state_dict(),
             "optimizer": model.policy.optimizer.state_dict(),
             "averaged": self.averaged,
+            "started": self.started,
             "best": self.best,
             "curve": self.curve,
             "seconds": self.seconds,
@@ -326,6 +359,7 @@ class Trainer:
         model.policy.optimizer.load_state_dict(state["optimizer"])
         self.update, self.averaged, self.best = state["update"], state["averaged"], state["best"]
         self.curve, self.seconds = state["curve"], state["seconds"]
+        self.started = state["started"]
         model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
         model._last_obs, model._last_episode_starts, model._last_lstm_states = state["last"]
         self.vec.load_state(pickle.loads(state["env"]))
@@ -364,6 +398,9 @@ class _Progress(BaseCallback):
         left = 1.0 - 0.9 * min(trainer.update / max(trainer.config.updates, 1), 1.0)
         trainer.model.ent_coef = trainer.config.ent_coef * left
         trainer.model.lr_schedule = lambda _: trainer.config.learning_rate * left
+        for name, parameter in trainer.model.policy.named_parameters():
+            if name.startswith(ACTOR):
+                parameter.requires_grad_(trainer.update >= trainer.config.critic_warmup)
         self._running = True
 
     def finish_update(self) -> None:

@@ -1,0 +1,272 @@
+"""Warm start: imitate the best of many random settings, from any state.
+
+PPO from scratch spends most of its runs finding out that a starting rate was wrong. For training
+tasks the answer can be had by search: per task, the settings that end lowest under the default
+schedule (`find_expert`). The teacher then knows, at any moment of any run, how far each control is
+from the expert's value; a policy sees only unitless statistics and learns to tell that distance
+from them. Runs are steered by a mixture of teacher, policy and chance, so that labels cover the
+states that the policy itself gets into (DAgger: Ross et al., 2011, arXiv:1011.0686).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.actions import COLUMN, N_CONTROLS
+from ..core.controls import CONTROLS, Control
+from ..core.types import FloatArray
+from ..env.config import EnvConfig
+from ..env.episode import Draw, Episode, draw
+from ..env.frontier import FrontierConfig, cache_folder, cache_key
+from ..env.pool import Entry, TaskPool
+from .learner import HyperparameterPolicy
+
+#: Range of the search around the start, in decades (`scale`) or logit shift; small moves of the
+#: betas and decay are searched because on short runs they matter as much as the schedule.
+SEARCH: dict[str, tuple[float, float]] = {
+    "learning_rate": (-2.0, 1.7),
+    "one_minus_beta1": (-0.5, 0.6),
+    "one_minus_beta2": (-0.5, 1.5),
+    "weight_decay": (-1.0, 1.5),
+    "clip_ratio": (-1.5, 1.5),
+    "eps": (0.0, 0.0),
+}
+
+#: Prefixes of the actor's parameters in a `HyperparameterPolicy`.
+ACTOR = ("lstm_actor", "mlp_extractor.policy_net", "action_net")
+
+
+@dataclass(frozen=True)
+class ImitationConfig:
+    """How the warm start is made.
+
+    Attributes:
+        trials: Random settings tried per task.
+        top: Best settings whose geometric mean is the expert.
+        rounds: Rounds of collecting runs and fitting.
+        runs: Runs collected per round and task drawn.
+        tasks: Tasks drawn per round.
+        passes: Passes over everything collected, after each round.
+        learning_rate: Of Adam in the fit.
+    """
+
+    trials: int = 64
+    top: int = 4
+    rounds: int = 12
+    runs: int = 32
+    tasks: int = 5
+    passes: int = 4
+    learning_rate: float = 1e-3
+
+
+def find_expert(entry: Entry, config: EnvConfig, imitation: ImitationConfig) -> FloatArray:
+    """Good settings of one task under the default schedule: `(controls,)`, nan if not steered.
+
+    Random search over `imitation.trials` settings, one run each; the geometric mean of the best
+    few, because the very best of many noisy runs is lucky. Cached on disk beside the frontiers.
+    """
+    described = {
+        "optimizer": asdict(config.steered)["rule"],
+        "start": {**config.steered.start, **config.start},
+        "controls": config.steered.controls,
+        "schedule": config.schedule.to_json(),
+        "search": [imitation.trials, imitation.top],
+    }
+    text = json.dumps(described, sort_keys=True, default=str)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:12]
+    name = f"expert-{cache_key(entry.task, entry.spec.steps, FrontierConfig())}-{mark}.json"
+    path = cache_folder() / name
+    if path.exists():
+        return np.array([np.nan if v is None else v for v in json.loads(path.read_text())])
+    rng = np.random.default_rng([7, entry.spec.steps])
+    n = imitation.trials
+    start = np.full((n, N_CONTROLS), np.nan)
+    for control_name, value in {**config.steered.start, **config.start}.items():
+        low, high = SEARCH[control_name]
+        control = CONTROLS[control_name]
+        steered = control_name in config.steered.controls
+        shift = rng.uniform(low, high, n) if steered else np.zeros(n)
+        # half of the trials move the learning rate alone: it matters most
+        if control_name != "learning_rate":
+            shift[: n // 2] = 0.0
+        delta = shift * np.log(10.0) if control.kind == "scale" else shift
+        start[:, COLUMN[control_name]] = control.apply(np.full(n, value), delta)
+    drawn = Draw(tuple([4242] * n), start, 32, reports_valid=False)
+    episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
+    while not episode.finished:
+        episode.step(np.zeros((n, N_CONTROLS)))
+    best = np.argsort(episode.final_loss)[: imitation.top]
+    expert = np.full(N_CONTROLS, np.nan)
+    for control in config.controls:
+        j = COLUMN[control.name]
+        distance = control.distance(start[best, j], start[best[:1], j])
+        expert[j] = float(control.apply(start[best[0], j], np.asarray(distance.mean())))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{name}.{os.getpid()}")
+    temporary.write_text(json.dumps([None if np.isnan(v) else v for v in expert]))
+    temporary.replace(path)
+    return expert
+
+
+def teacher(episode: Episode, expert: FloatArray) -> FloatArray:
+    """Deltas `(K, all controls)` that lead to the expert's values, schedule kept."""
+    out = np.zeros((episode.n_runs, N_CONTROLS))
+    schedule = episode.situation().schedule
+    for control in episode.config.controls:
+        j = COLUMN[control.name]
+        gap = control.distance(np.full(episode.n_runs, expert[j]), episode.values[:, j])
+        out[:, j] = gap + (schedule if control.name == "learning_rate" else 0.0)
+    return out
+
+
+def two_hot(gap: FloatArray, control: Control) -> FloatArray:
+    """Probabilities over a control's choices whose mean delta is `gap`: `(K, choices)`.
+
+    The two choices around the gap share the weight, so that a policy which answers with the mean
+    delta (selection "mean") answers with the teacher's expected move. Beyond the largest move, it.
+    """
+    order = np.argsort(control.deltas)
+    deltas = control.deltas[order]
+    clipped = np.clip(gap, deltas[0], deltas[-1])
+    upper = np.searchsorted(deltas, clipped).clip(1, len(deltas) - 1)
+    weight = (clipped - deltas[upper - 1]) / (deltas[upper] - deltas[upper - 1])
+    out = np.zeros((len(gap), len(deltas)))
+    rows = np.arange(len(gap))
+    out[rows, order[upper]] = weight
+    out[rows, order[upper - 1]] += 1.0 - weight
+    return out
+
+
+def actor_logits(policy: HyperparameterPolicy, observation: Tensor) -> Tensor:
+    """Logits of whole episodes from their start: `(T, K, F)` to `(T, K, sum of choices)`."""
+    output, _ = policy.lstm_actor(observation)
+    logits: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(output))
+    return logits
+
+
+def imitate(
+    policy: HyperparameterPolicy,
+    pool: TaskPool,
+    config: EnvConfig,
+    imitation: ImitationConfig,
+    *,
+    seed: int = 0,
+    progress: Callable[[str, int, int, float], None] | None = None,
+) -> list[float]:
+    """Fit the actor to the teacher, in place; returns the loss after each round.
+
+    Args:
+        policy: Whose actor is fitted; the critic is left alone.
+        pool: Training tasks.
+        config: Optimizer, schedule, controls.
+        imitation: Sizes.
+        seed: Of everything that is drawn.
+        progress: Called with a stage ("experts", "imitation"), done, total and a figure.
+    """
+    experts = []
+    for i, entry in enumerate(pool.entries):
+        experts.append(find_expert(entry, config, imitation))
+        if progress:
+            progress("experts", i + 1, len(pool), float(experts[-1][0]))
+    numbers = {id(entry): i for i, entry in enumerate(pool.entries)}
+    actor = [p for name, p in policy.named_parameters() if name.startswith(ACTOR)]
+    optimizer = torch.optim.Adam(actor, lr=imitation.learning_rate)
+    rng = np.random.default_rng([seed, 77])
+    data: list[tuple[Tensor, list[Tensor]]] = []
+    losses: list[float] = []
+    for turn in range(imitation.rounds):
+        for _ in range(imitation.tasks):
+            entry = pool.sample(rng)
+            drawn = draw(config, rng, imitation.runs)
+            episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
+            # the first round is steered by teacher and chance, later ones more by the policy
+            share = 0.0 if turn == 0 else 0.7
+            data.append(_collect(policy, episode, experts[numbers[id(entry)]], share, rng))
+        left = 1.0 - 0.9 * turn / imitation.rounds
+        for group in optimizer.param_groups:
+            group["lr"] = imitation.learning_rate * left
+        losses.append(_fit(policy, optimizer, actor, data, imitation.passes, rng))
+        if progress:
+            progress("imitation", turn + 1, imitation.rounds, losses[-1])
+    return losses
+
+
+def _collect(
+    policy: HyperparameterPolicy,
+    episode: Episode,
+    expert: FloatArray,
+    policy_share: float,
+    rng: np.random.Generator,
+) -> tuple[Tensor, list[Tensor]]:
+    """One episode: observations `(T, K, F)` and, per control, labels `(T, K, choices)`."""
+    controls, k = episode.config.controls, episode.n_runs
+    observations: list[FloatArray] = []
+    labels: list[list[FloatArray]] = [[] for _ in controls]
+    state: tuple[Tensor, Tensor] | None = None
+    # each run has one driver for its whole life, or teacher corrections would mend every wandering
+    driver = rng.random(k)
+    while not episode.finished:
+        gap = teacher(episode, expert)
+        observations.append(episode.observation)
+        with torch.no_grad():
+            x = torch.from_numpy(episode.observation)[None]
+            output, state = policy.lstm_actor(x, state)
+            logits = policy.action_net(policy.mlp_extractor.forward_actor(output))[0]
+        chosen = np.zeros((k, N_CONTROLS))
+        for j, (control, part) in enumerate(
+            zip(controls, torch.split(logits, [len(c.choices) for c in controls], 1), strict=True)
+        ):
+            column = COLUMN[control.name]
+            labels[j].append(two_hot(gap[:, column], control))
+            p = torch.softmax(part, 1).double().numpy()
+            mean = p @ control.deltas
+            limit = np.abs(control.deltas).max()
+            taught = np.clip(gap[:, column], -limit, limit)
+            drawn = control.deltas[rng.integers(0, len(control.deltas), k)]
+            held = np.where(rng.random(k) < 0.5, taught, 0.0)
+            by_teacher = np.where(rng.random(k) < 0.3, drawn, held)
+            chosen[:, column] = np.where(driver < policy_share, mean, by_teacher)
+        episode.step(chosen)
+    return (
+        torch.from_numpy(np.stack(observations)),
+        [torch.from_numpy(np.stack(rows)).float() for rows in labels],
+    )
+
+
+def _fit(
+    policy: HyperparameterPolicy,
+    optimizer: torch.optim.Optimizer,
+    actor: Sequence[Tensor],
+    data: Sequence[tuple[Tensor, list[Tensor]]],
+    passes: int,
+    rng: np.random.Generator,
+) -> float:
+    """Cross-entropy to the labels, episode by episode; returns the last pass's mean."""
+    mean = float("nan")
+    for _ in range(passes):
+        total = 0.0
+        for i in rng.permutation(len(data)):
+            observation, labels = data[i]
+            logits = actor_logits(policy, observation)
+            parts = torch.split(logits, [label.shape[-1] for label in labels], -1)
+            loss = torch.stack(
+                [
+                    -(label * torch.log_softmax(part, -1)).sum(-1).mean()
+                    for label, part in zip(labels, parts, strict=True)
+                ]
+            ).sum()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(actor, 1.0)
+            optimizer.step()
+            total += float(loss)
+        mean = total / len(data)
+    return mean
