@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""Optimizers: the steerable inner optimizer and the update rule that it shares with the engine."""
+
+from .steerable_adamw import SteerableAdamW
+from .update import ADAMW, STEERABLE, UpdateRule
+
+__all__ = ["ADAMW", "STEERABLE", "SteerableAdamW", "UpdateRule"]

@@ -63,6 +63,8 @@ class UpdateRule:
 
 #: torch.optim.AdamW to the letter, formula for moving betas included.
 ADAMW = UpdateRule(bias_correction="step")
+#: `SteerableAdamW` at its defaults.
+STEERABLE = UpdateRule(orthogonal=True, ns_steps=3, trust_power=0.5, average=0.1, clip=True)
 
 
 @dataclass

@@ -1,0 +1,376 @@
+"""`SteerableAdamW`: the inner optimizer that policies steer, as a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from ..core.errors import ConfigurationError
+from .update import (
+    STEERABLE,
+    Hyperparameters,
+    RunState,
+    UpdateRule,
+    begin_step,
+    corrections,
+    matrices,
+    update_block,
+)
+
+_KEYS = ("lr", "betas", "eps", "weight_decay", "clip_ratio")
+#: State that stays float64 whatever the parameter's dtype is.
+_PRODUCTS = ("product1", "product2")
+
+
+class SteerableAdamW(torch.optim.Optimizer):
+    r"""AdamW with orthogonalised matrices, a clip that follows the run, and a weight average.
+
+    Evaluate and save with the averaged weights; they are the ones that the defaults are tuned for:
+
+        with optimizer.averaged_weights():
+            evaluate(model)
+            torch.save(model.state_dict(), "model.pt")
+
+    Training goes on from the raw weights, so a checkpoint to resume from is saved outside.
+
+    Per step, over the parameters that have a gradient, with n the norm of all gradients together
+    and M the decaying maximum of its past values:
+
+        g = grad * min(1, clip_ratio * M / n);   M = max(0.99 M, n)
+        m = beta1 m + (1 - beta1) g;             v = beta2 v + (1 - beta2) g**2
+        u = (m / c1) / (sqrt(v / c2) + eps)
+
+    where c = 1 - (product of the betas really used), which stays right while betas move. On a
+    matrix (a convolution is out x rest), Newton-Schulz steps O on a look-ahead of the momentum
+    replace Adam's direction, and the update takes a share of the weights' own size:
+
+        u = O(beta1 m + (1 - beta1) g) * sqrt(max(1, rows / columns))
+        u = u * (rms(p) / rms(u)) ** trust_power
+
+        p = p - lr weight_decay p - lr u
+        a = a + (p - a) / (1 + average (t - 1))
+
+    Every value of a parameter group may be changed between steps; a tensor is changed in place.
+    Gradients are never modified, and no step waits for the device.
+
+    Args:
+        params: Parameters or groups of them; each group may have its own values.
+        lr: On a matrix at trust power 1 the relative change per step; 3e-3 to 0.3 at the default
+            power. 0 is allowed, for warm-ups.
+        betas: Decays of both moments; 0.5 to 0.95 and 0.9 to 0.999.
+        eps: Added to the denominator; 1e-10 to 1e-6.
+        weight_decay: Decoupled, times lr; 0 to 0.3.
+        clip_ratio: Where gradients are clipped, as a share of the decaying maximum of their norm;
+            0.3 to 0.99. The norm is of all groups together.
+        rule: What stays fixed over a run; see `UpdateRule`.
+
+    Raises:
+        ConfigurationError: A value is out of its range, a parameter is complex, or a gradient is
+            sparse.
+
+    Source: AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), LAMB's trust ratio (You et al.,
+    2020, arXiv:1904.00962), Muon (Jordan et al., 2024), and the inner optimizer of LHOPT (Almeida
+    et al., 2021, arXiv:2106.00958) for the clip and the moves of betas.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-2,
+        betas: tuple[float, float] = (0.75, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-1,
+        clip_ratio: float = 0.8,
+        *,
+        rule: UpdateRule = STEERABLE,
+    ) -> None:
+        self.rule = rule
+        self._forget()
+        values = (lr, betas, eps, weight_decay, clip_ratio)
+        super().__init__(params, dict(zip(_KEYS, values, strict=True)))
+
+    def _forget(self) -> None:
+        """Start afresh with what is kept between steps and belongs in no checkpoint."""
+        self._unclipped = replace(self.rule, clip=False)
+        self._columns: dict[tuple[Any, ...], Hyperparameters] = {}
+        self._last: dict[Tensor, tuple[RunState, Hyperparameters]] = {}
+        self._clipped: Tensor | None = None
+        self._swapped = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "rule": self.rule}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch calls this from load_state_dict too, where the rule stays
+        if "rule" in state:
+            self.rule = state["rule"]
+        self._forget()
+        super().__setstate__(state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; values that the group does not name are the optimizer's defaults."""
+        _check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for p in group["params"]:
+            if p.is_complex():
+                del self.param_groups[-1]
+                raise ConfigurationError(
+                    f"A parameter of shape {tuple(p.shape)} is complex; SteerableAdamW takes real "
+                    "ones. Pass torch.view_as_real of it."
+                )
+        # each group holds the maximum of the same global norm: in a group it is saved as it is,
+        # where torch casts a parameter's state to the parameter's dtype
+        past = self.param_groups[0].get("max_norm")
+        like = group["params"][0] if group["params"] else torch.empty(0)
+        group["max_norm"] = (
+            torch.zeros(1, 1, dtype=torch.float64, device=like.device)
+            if past is None
+            else past.detach().to(like.device, copy=True)
+        )
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step.
+
+        Args:
+            closure: Computes the loss and its gradients again; its result is returned.
+
+        Raises:
+            ConfigurationError: The averaged weights are swapped in, or a gradient is sparse.
+        """
+        if self._swapped:
+            raise ConfigurationError(
+                "step() inside averaged_weights(): the step would be undone when the raw weights "
+                "come back. Leave the `with` block first."
+            )
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = [
+            (group, [p for p in group["params"] if p.grad is not None and p.numel()])
+            for group in self.param_groups
+        ]
+        gradients = [p.grad for _, params in groups for p in params]
+        for g in gradients:
+            if g.is_sparse:
+                raise ConfigurationError(
+                    f"A gradient of shape {tuple(g.shape)} is sparse; SteerableAdamW takes dense "
+                    "ones. Build the embedding with sparse=False."
+                )
+        if not gradients:
+            return loss
+        square = self._square(gradients)
+        self._clipped = None
+        for group, params in groups:
+            clip = self._clip(group, square)
+            for p in params:
+                self._update(group, p, clip)
+        return loss
+
+    def _square(self, gradients: list[Tensor]) -> Tensor | None:
+        """Squared norm of all gradients, `(1, 1)`; `None` where nothing clips."""
+        if not self.rule.clip:
+            return None
+        home = gradients[0].device
+        # a float16's square overflows at a norm of 256
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64).to(home) for g in gradients]
+        return torch.stack(norms).square().sum().view(1, 1)
+
+    def _clip(self, group: dict[str, Any], square: Tensor | None) -> Tensor | None:
+        """Factor of a group's gradients; moves its maximum of past norms on."""
+        if square is None:
+            return None
+        one = torch.ones_like(square)
+        max_norm = group["max_norm"] = group["max_norm"].to(square.device)
+        hyper = self._hyper(group, square.device)
+        factor, clipped = begin_step(self.rule, RunState(one, one.clone(), max_norm), hyper, square)
+        self._clipped = clipped if self._clipped is None else self._clipped | clipped
+        return factor
+
+    def _update(self, group: dict[str, Any], p: Tensor, clip: Tensor | None) -> None:
+        state, hyper = self.state[p], self._hyper(group, p.device)
+        if not state:
+            run = RunState.initial(p, 1)
+            state["step"], state["product1"], state["product2"] = 0, run.product1, run.product2
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            if self.rule.average:
+                state["average"] = p.detach().clone(memory_format=torch.contiguous_format)
+        # counted per parameter: one that joins late, or is skipped, has its own bias correction
+        run = RunState(state["product1"], state["product2"], hyper.lr, state["step"])
+        begin_step(self._unclipped, run, hyper, hyper.lr)
+        state["step"] = run.step
+        assert p.grad is not None
+        param = p.detach().reshape(1, -1)  # a view, or a copy if the memory is not in order
+        average = state.get("average")
+        update_block(
+            self.rule,
+            run,
+            hyper,
+            param,
+            p.grad.to(p.dtype).reshape(1, -1),
+            state["exp_avg"].view(1, -1),
+            state["exp_avg_sq"].view(1, -1),
+            None if average is None else average.view(1, -1),
+            matrices((tuple(p.shape),)),
+            None if clip is None else clip.to(p.device),
+        )
+        if param.data_ptr() != p.data_ptr():
+            p.copy_(param.view(p.shape))
+        self._last[p] = (run, hyper)
+
+    def _hyper(self, group: dict[str, Any], device: torch.device) -> Hyperparameters:
+        """A group's values as `(1, 1)` columns; made again only when one of them changed."""
+        beta1, beta2 = group["betas"]
+        values = (
+            group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["clip_ratio"],
+        )  # fmt: skip
+        fixed = not any(isinstance(value, Tensor) for value in values)
+        key = (device, *values)
+        if fixed and key in self._columns:
+            return self._columns[key]
+
+        def column(value: float | Tensor) -> Tensor:
+            return torch.as_tensor(value, dtype=torch.float64, device=device).reshape(1, 1)
+
+        lr, one, two, eps, decay, clip = (column(value) for value in values)
+        # a tensor that is written in place must not move the columns of the last step
+        lr = lr.clone() if isinstance(group["lr"], Tensor) else lr
+        hyper = Hyperparameters(lr, 1.0 - one, 1.0 - two, eps, decay, clip)
+        if fixed:
+            if len(self._columns) > 4 * len(self.param_groups):
+                self._columns.clear()
+            self._columns[key] = hyper
+        return hyper
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Put the averaged weights into the parameters, and the raw ones back afterwards.
+
+        They come back after an exception too. A parameter that never moved, or a rule without
+        averaging, leaves the weights as they are. For the while, a copy of the weights is held.
+
+        Raises:
+            ConfigurationError: They are swapped in already.
+        """
+        if self._swapped:
+            raise ConfigurationError(
+                "averaged_weights() inside averaged_weights(): the averages are swapped in "
+                "already. Leave the outer `with` block first."
+            )
+        raw: list[tuple[Tensor, Tensor]] = []
+        self._swapped = True
+        try:
+            with torch.no_grad():
+                for p, state in self.state.items():
+                    if "average" in state:
+                        raw.append((p, p.detach().clone()))
+                        p.copy_(state["average"])
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in raw:
+                    p.copy_(value)
+            self._swapped = False
+
+    def momentum(self, param: Tensor) -> Tensor | None:
+        """Bias-corrected first moment, as of the last step; `None` if `param` never moved."""
+        if param not in self._last:
+            return None
+        held: Tensor = self.state[param]["exp_avg"]
+        c1, _ = corrections(self.rule, *self._last[param])
+        return held / c1.to(held.dtype).view(())
+
+    def adam_like(self, param: Tensor) -> Tensor | None:
+        """Where sqrt(v) > eps, as of the last step; `None` if `param` never moved."""
+        if param not in self._last:
+            return None
+        held: Tensor = self.state[param]["exp_avg_sq"]
+        _, hyper = self._last[param]
+        _, c2 = corrections(self.rule, *self._last[param])
+        return (held / c2.to(held.dtype).view(())).sqrt() > hyper.eps.view(())
+
+    @property
+    def last_clipped(self) -> float | None:
+        """1.0 if the last step clipped, else 0.0; `None` where nothing clips. Waits for it."""
+        return None if self._clipped is None else float(self._clipped)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a `state_dict()`, to the bit; the rule must be the one it was saved with.
+
+        Raises:
+            ConfigurationError: The state is of another optimizer or rule, or the averaged weights
+                are swapped in.
+        """
+        if self._swapped:
+            raise ConfigurationError("load_state_dict() inside averaged_weights(); leave it first.")
+        wanted = {"step", *_PRODUCTS, "exp_avg", "exp_avg_sq"}
+        wanted |= {"average"} if self.rule.average else set()
+        for saved in state_dict["state"].values():
+            if set(saved) != wanted:
+                raise ConfigurationError(
+                    f"The saved state holds {', '.join(sorted(saved))}; this optimizer holds "
+                    f"{', '.join(sorted(wanted))}. It is of another optimizer, or was saved with "
+                    f"another rule than {self.rule}."
+                )
+        super().load_state_dict(state_dict)
+        ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for i, p in zip(ids, params, strict=True):
+            saved = state_dict["state"].get(i)
+            if saved is None:
+                continue
+            for key in _PRODUCTS:  # torch made them the parameter's dtype
+                self.state[p][key] = saved[key].to(p.device, copy=True)
+            for key in ("exp_avg", "exp_avg_sq", "average"):
+                if key in saved:  # `to` keeps strides, the steps want memory in order
+                    self.state[p][key] = self.state[p][key].contiguous()
+        self._forget()
+
+
+def _check(group: dict[str, Any]) -> None:
+    """Refuse values that would train nothing, or nan."""
+
+    def refuse(name: str, value: Any, allowed: str) -> None:
+        raise ConfigurationError(f"{name} is {value!r}; {allowed}.")
+
+    def number(value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            return math.nan
+
+    lr, betas, eps = group["lr"], group["betas"], group["eps"]
+    if not 0.0 <= number(lr) < math.inf:
+        refuse("lr", lr, "it must be a finite number of at least 0, or a tensor with one")
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        refuse("betas", betas, "two numbers are wanted, the decays of both moments")
+    if not all(0.0 <= number(beta) < 1.0 for beta in betas):
+        refuse("betas", betas, "both must lie in [0, 1): at 1 nothing is ever taken in")
+    if not 0.0 < number(eps) < math.inf:
+        refuse("eps", eps, "it must be greater than 0, or an entry without gradient is 0 / 0")
+    if not 0.0 <= number(group["weight_decay"]) < math.inf:
+        refuse("weight_decay", group["weight_decay"], "it must be a finite number of at least 0")
+    if not 0.0 < number(group["clip_ratio"]) < 1.0:
+        refuse(
+            "clip_ratio",
+            group["clip_ratio"],
+            "it must lie in (0, 1), a share of the decaying maximum of past gradient norms; to "
+            "clip nothing, pass a rule with clip=False",
+        )
