@@ -85,3 +85,4 @@ class Gate:
                 services.metrics.conflicts.labels(code).inc()
             elif code == "store-unavailable":
                 services.metrics.store_errors.inc()
+                log.warning("request %s: the database did not take it", request_id)

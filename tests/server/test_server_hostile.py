@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 if TYPE_CHECKING:
@@ -137,3 +140,68 @@ def test_a_given_request_id_comes_back_if_it_is_harmless(api: Api) -> None:
     bad = api("GET", "/livez", headers={"x-request-id": "a b\t" + "c" * 100})
     assert good.headers["x-request-id"] == "job-7"
     assert len(bad.headers["x-request-id"]) == 32
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from(["NaN", "Infinity", "learning_rate", "torch.optim.AdamW", "alpha"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=6,
+)
+SOUND: dict[str, dict[str, Any]] = {
+    "/v1/sessions": {
+        "wire_version": 1,
+        "name": None,
+        "policy": None,
+        "optimizer": "torch.optim.AdamW",
+        "controls": ["learning_rate"],
+        "share": 0.5,
+        "scheduled": True,
+        "metadata": {},
+    },
+    "/v1/sessions/{id}/decisions": {
+        "attempt": 0,
+        "index": 0,
+        "statistics": {"train_loss": 1.0, "log_grad_norm": 0.5},
+        "situation": {
+            "progress": 0.5,
+            "share": 0.5,
+            "schedule": 0.0,
+            "relative": {"learning_rate": 0.0},
+        },
+    },
+    "/v1/sessions/{id}/attempts": {"parent_attempt": 0, "next_index": 0},
+    "/v1/sessions/{id}/close": {"outcome": {}},
+}
+
+
+def test_no_json_whatever_makes_the_server_fail(api: Api) -> None:
+    session = api.open()["id"]
+
+    @hypothesis.settings(
+        max_examples=150,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(st.data())
+    def check(data: st.DataObject) -> None:
+        route = data.draw(st.sampled_from(list(SOUND)))
+        body = copy.deepcopy(SOUND[route])
+        where: Any = body
+        key = data.draw(st.sampled_from(list(body)))
+        while isinstance(where[key], dict) and where[key] and data.draw(st.booleans()):
+            where = where[key]
+            key = data.draw(st.sampled_from(list(where)))
+        where[key] = data.draw(anything)
+        answer = api("POST", route.format(id=session), json=body)
+        assert answer.status_code < 500, (route, body, answer.text)
+        if answer.status_code >= 400:
+            check_problem(answer, answer.status_code, answer.json()["code"])
+
+    check()

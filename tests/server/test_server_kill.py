@@ -28,7 +28,25 @@ serve.add_parser(parser.add_subparsers(required=True))
 args = parser.parse_args(sys.argv[1:])
 sys.exit(args.func(args))
 """
+#: A store that says "committed" and keeps nothing of every tenth decision's group.
+LYING = """
+from lhopt.server.sqlite_store import SqliteStore
+commit, calls = SqliteStore.commit, []
+def lie(self, decisions):
+    calls.append(1)
+    return [True] * len(decisions) if len(calls) % 10 == 0 else commit(self, decisions)
+SqliteStore.commit = lie
+"""
 WORKERS, KILLS, DECISIONS = 6, 6, 150
+
+
+SESSION = {
+    "wire_version": 1,
+    "policy": "alpha",
+    "optimizer": "torch.optim.AdamW",
+    "controls": ["learning_rate"],
+    "share": 0.005,
+}
 
 
 class Server:
@@ -36,12 +54,13 @@ class Server:
 
     def __init__(self, settings: Settings, port: int) -> None:
         self.settings, self.port = settings, port
+        self.prelude = ""
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> str:
         self.process = subprocess.Popen(
             [
-                sys.executable, "-c", SERVE, "serve",
+                sys.executable, "-c", self.prelude + SERVE, "serve",
                 "--database", str(self.settings.database),
                 "--policies", str(self.settings.policies_folder),
                 "--port", str(self.port),
@@ -114,18 +133,26 @@ class Job(threading.Thread):
                     self.refused.append(answer.text)
 
 
+def test_a_server_that_answers_without_committing_is_found_out(server: Server) -> None:
+    server.stop(signal.SIGTERM)
+    server.prelude = LYING
+    server.start()
+    url = f"http://127.0.0.1:{server.port}"
+    session = httpx.post(f"{url}/v1/sessions", json=SESSION).json()["id"]
+    job = Job(url, 0, session)
+    job.start()
+    deadline = time.monotonic() + 30
+    while not job.refused and time.monotonic() < deadline:
+        time.sleep(0.01)
+    job.join(10)
+    assert "decision-gap" in job.refused[0]
+
+
 def test_no_answered_decision_is_lost_or_doubled_when_the_server_is_killed(
     server: Server, settings: Settings, start: Any
 ) -> None:
     url = f"http://127.0.0.1:{server.port}"
-    body = {
-        "wire_version": 1,
-        "policy": "alpha",
-        "optimizer": "torch.optim.AdamW",
-        "controls": ["learning_rate"],
-        "share": 0.005,
-    }
-    sessions = [httpx.post(f"{url}/v1/sessions", json=body).json()["id"] for _ in range(WORKERS)]
+    sessions = [httpx.post(f"{url}/v1/sessions", json=SESSION).json()["id"] for _ in range(WORKERS)]
     jobs = [Job(url, worker, session) for worker, session in enumerate(sessions)]
     for job in jobs:
         job.start()

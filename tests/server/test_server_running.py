@@ -60,6 +60,25 @@ def test_a_store_that_takes_no_write_is_not_ready_and_refuses_retryably(
     assert api.decide(session, 0, 1).status_code == 200
 
 
+def test_a_full_disk_refuses_retryably_and_loses_nothing(api: Api, settings: Settings) -> None:
+    session = api.open()["id"]
+    store = api.services.store
+    assert isinstance(store, SqliteStore)
+    pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
+    store._writer.execute(f"PRAGMA max_page_count = {pages + 12}")
+    answers: list[bytes] = []
+    while (answer := api.decide(session, 0, len(answers))).status_code == 200:
+        answers.append(answer.content)
+        assert len(answers) < 100
+    assert (answer.status_code, answer.json()["code"]) == (503, "store-unavailable")
+    assert "full" in answer.json()["detail"]
+    assert api("GET", f"/v1/sessions/{session}").json()["next_index"] == len(answers)
+    store._writer.execute("PRAGMA max_page_count = 1000000")
+    assert api.decide(session, 0, len(answers)).status_code == 200
+    assert [api.decide(session, 0, k).content for k in range(len(answers))] == answers
+    assert store._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
 def test_a_slow_store_is_answered_at_the_deadline_and_a_repeat_gets_the_decision(
     start: Any, settings: Settings
 ) -> None:
