@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core import features
-from ..core.actions import COLUMN, N_CONTROLS
+from ..core.actions import COLUMN, N_CONTROLS, Decision
 from ..core.controls import CONTROL_NAMES, CONTROLS
 from ..core.features import FeatureState, Situation
 from ..core.sampling import measured_steps
@@ -75,6 +75,8 @@ class Episode:
 
     Attributes:
         observation: `(K, len(FEATURES))` after the latest interval.
+        statistics: Of the latest interval.
+        decision: The latest decision, as carried out; None before the first.
         reward: `(K,)` log2 speed, set when `finished`.
         final_loss: `(K,)` `outer_valid` loss, set when `finished`.
     """
@@ -106,6 +108,7 @@ class Episode:
         self.reward: FloatArray = np.full(self.n_runs, np.nan)
         self.final_loss: FloatArray = np.full(self.n_runs, np.nan)
         self.statistics: Statistics | None = None
+        self.decision: Decision | None = None
         steered = np.tile(self._steered, (self.n_runs, 1))
         first = opening(config.schedule, self.share, steered)
         self._schedule = first.schedule
@@ -171,6 +174,7 @@ class Episode:
         assert not self.finished
         assert self.statistics is not None
         decision = bounded(self.config.schedule, chosen, self.statistics, self.situation())
+        self.decision = decision
         self._state = features.remember(self._state, decision.action_delta)
         self._schedule = decision.schedule
         self._apply(decision.delta)
