@@ -20,12 +20,17 @@ from ..core.types import FloatArray
 from .adapters import Adapter, Group
 
 
-def sample(tensor: Tensor, max_entries: int) -> Tensor:
-    """A copy of every so many-th entry, `(1, d)`, float32 or wider."""
+def entries(tensor: Tensor, max_entries: int) -> Tensor:
+    """Every so many-th entry, `(1, d)`; a view where that is possible."""
     step = stride(tensor.numel(), max_entries)
-    entries = tensor.detach().reshape(-1)[::step]
+    flat = tensor.reshape(1, -1)
+    return flat if step == 1 else flat[:, ::step]
+
+
+def sample(tensor: Tensor, max_entries: int, *, copy: bool = False) -> Tensor:
+    """Every so many-th entry, `(1, d)`, float32 or wider."""
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    return entries.to(dtype, copy=True).unsqueeze(0)
+    return entries(tensor, max_entries).to(dtype, copy=copy)
 
 
 def measurable(optimizer: Any, *, closure: bool) -> Iterator[tuple[Group, Tensor]]:
@@ -41,7 +46,8 @@ def gradient(param: Tensor, scale: Any, max_entries: int) -> Tensor:
     """Sampled gradient before any clipping by the optimizer, without the AMP scale."""
     held = param.grad
     assert held is not None
-    grad = sample(held.to_dense() if held.is_sparse else held, max_entries)
+    # a copy: the optimizer may clip in place
+    grad = sample(held.to_dense() if held.is_sparse else held, max_entries, copy=True)
     return grad if scale is None else grad / scale.to(grad.device)
 
 
@@ -93,7 +99,7 @@ def before_step(optimizer: Any, max_entries: int, *, closure: bool) -> list[Befo
         if not isinstance(lr, Tensor) and lr == 0.0:
             continue  # nothing moves, and u = step / lr does not exist
         grad = None if closure else gradient(param, scale, max_entries)
-        value = sample(param, max_entries)
+        value = sample(param, max_entries, copy=True)
         out.append(Before(group, param, value, grad, lr.clone() if isinstance(lr, Tensor) else lr))
     return out
 
@@ -106,11 +112,9 @@ def after_step(
     numel, moments, used = [], [], []
     for row in rows:
 
-        def take(tensor: Tensor, like: Tensor = row.value) -> Tensor:
-            if tensor.dtype == torch.bool:
-                step = stride(tensor.numel(), max_entries)
-                return tensor.reshape(-1)[::step].unsqueeze(0)
-            return sample(tensor, max_entries).to(like.dtype)
+        def take(tensor: Tensor, dtype: torch.dtype = row.value.dtype) -> Tensor:
+            seen = entries(tensor, max_entries)
+            return seen if seen.dtype in (dtype, torch.bool) else seen.to(dtype)
 
         grad = row.gradient
         if grad is None:
