@@ -15,13 +15,11 @@ import numpy as np
 from pydantic import BaseModel
 
 from ..core.actions import COLUMN, N_CONTROLS
-from ..core.controls import get_controls
-from ..core.errors import LhoptError, UnknownNameError
 from ..core.wire import WIRE_VERSION, encode_decision
-from ..policy.artifact import Policy
 from ..policy.runtime import opening
 from . import refusals
 from .catalog import Catalog
+from .choosing import choose
 from .ledger import Ledger
 from .models import ForkRequest, SessionRequest
 from .problems import Problem
@@ -64,7 +62,7 @@ class Lifecycle:
         """
 
         def make(answer: _Answer) -> IdempotencyRecord:
-            policy, controls = self._chosen(request)
+            policy, controls = choose(self.catalog, request)
             if self.store.count_open(owner) >= self.max_sessions:
                 raise Problem(
                     429,
@@ -169,48 +167,6 @@ class Lifecycle:
     def _fresh(self, owner: str, session_id: str) -> SessionRecord:
         self.ledger.forget(session_id)
         return self.ledger.session(owner, session_id)
-
-    def _chosen(self, request: SessionRequest) -> tuple[Policy, tuple[str, ...]]:
-        """The policy, and the controls that both it and the job have, in registry order."""
-        if request.wire_version != WIRE_VERSION:
-            raise Problem(
-                422,
-                code="wire-version",
-                detail=f"Wire version {request.wire_version} came; this server speaks "
-                f"{WIRE_VERSION}. Install the matching lhopt on the job's side.",
-                wire_version=WIRE_VERSION,
-            )
-        try:
-            if request.policy is None:
-                policy = self.catalog.for_optimizer(request.optimizer)
-            else:
-                policy = self.catalog.find(request.policy)
-        except UnknownNameError as error:
-            raise Problem(
-                422,
-                code="unknown-policy",
-                detail=f"{error} Name one of the policies that GET /v1/policies lists.",
-                nearest=error.nearest,
-            ) from error
-        try:
-            asked = get_controls(request.controls)
-        except UnknownNameError as error:
-            raise Problem(
-                422, code="unknown-control", detail=str(error), nearest=error.nearest
-            ) from error
-        except LhoptError as error:
-            raise Problem(422, code="invalid-controls", detail=str(error)) from error
-        steered = {control.name for control in policy.controls}
-        controls = tuple(control.name for control in asked if control.name in steered)
-        if not controls:
-            raise Problem(
-                422,
-                code="no-common-control",
-                detail=f"The job lets us steer {', '.join(c.name for c in asked)}; policy "
-                f"{policy.name!r} steers {', '.join(sorted(steered))}. Name another policy.",
-                controls=sorted(steered),
-            )
-        return policy, controls
 
     def _once(
         self,
