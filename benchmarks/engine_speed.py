@@ -1,0 +1,139 @@
+"""How much the batched engine saves: runs x steps per second against one run after another.
+
+The rival is a plain loop with torch.optim.AdamW(fused=True) over the same task, one run at a time.
+Both are timed in one process on one thread, in turns, in CPU time: what else the machine does
+then moves both, or neither.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..inner_tasks.base import InnerTask
+from ..inner_tasks.engine import BatchedRuns, BatchOrder, initial_params
+from ..inner_tasks.registry import get_task
+
+WIDTHS = (1, 8, 32, 128)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        label: For people.
+        task: Name of the inner task.
+        wanted: Ratio at the largest K that the engine must reach.
+    """
+
+    label: str
+    task: str
+    wanted: float
+
+
+CASES: tuple[Case, ...] = (
+    Case("MLP 64-32-10, batch 32", "digits-mlp", 5.0),
+    Case("strided CNN 8-16, batch 32", "digits-cnn", 4.0),
+)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one case came to.
+
+    Attributes:
+        case: Which.
+        alone: Steps per CPU second of the plain loop, median.
+        batched: Runs x steps per CPU second by K, median.
+        ratios: By K, the median over rounds of the ratio within the round.
+    """
+
+    case: Case
+    alone: float
+    batched: dict[int, float]
+    ratios: dict[int, float]
+
+    @property
+    def reached(self) -> bool:
+        """Whether the ratio at the largest K is what it must be."""
+        return self.ratios[max(self.ratios)] >= self.case.wanted
+
+
+class Alone:
+    """One run in a plain loop."""
+
+    def __init__(self, task: InnerTask, seed: int = 0) -> None:
+        self._task = task
+        self._arrays = task.arrays("train")
+        self._order = BatchOrder(seed, len(self._arrays[0]), task.batch_size)
+        initial = initial_params(task, seed)
+        self._params = {name: torch.nn.Parameter(p) for name, p in initial.items()}
+        self._optimizer = torch.optim.AdamW(self._params.values(), lr=1e-3, fused=True)
+
+    def advance(self, n_steps: int) -> None:
+        """Train for so many steps."""
+        for index in torch.from_numpy(self._order.take(n_steps)):
+            batch = tuple(array.index_select(0, index) for array in self._arrays)
+            self._optimizer.zero_grad()
+            self._task.loss(self._params, batch).backward()
+            self._optimizer.step()
+
+
+def measure(
+    case: Case,
+    *,
+    widths: Sequence[int] = WIDTHS,
+    rounds: int = 7,
+    steps: int = 40,
+) -> Speed:
+    """Time one case, in turns.
+
+    Args:
+        case: Which.
+        widths: Numbers of runs K.
+        rounds: Turns; the median counts.
+        steps: Steps of the engine per turn; the plain loop takes five times as many.
+    """
+    task = get_task(case.task)
+    alone = Alone(task)
+    batches = {k: BatchedRuns(task, list(range(k))) for k in widths}
+    alone.advance(5)
+    for runs in batches.values():
+        runs.advance(3)
+    plain: list[float] = []
+    rates: dict[int, list[float]] = {k: [] for k in widths}
+    for _ in range(rounds):
+        plain.append(5 * steps / _seconds(lambda: alone.advance(5 * steps)))
+        for k, runs in batches.items():
+            seconds = _seconds(lambda runs=runs: runs.advance(steps))  # type: ignore[misc]
+            rates[k].append(k * steps / seconds)
+    ratios = {
+        k: float(np.median(np.array(values) / np.array(plain))) for k, values in rates.items()
+    }
+    medians = {k: float(np.median(values)) for k, values in rates.items()}
+    return Speed(case, float(np.median(plain)), medians, ratios)
+
+
+def lines(speed: Speed) -> Iterator[str]:
+    """What is printed about a case."""
+    yield f"{speed.case.label} ({speed.case.task})"
+    yield f"  one at a time, AdamW(fused=True)  {speed.alone:>9,.0f} runs x steps/s"
+    for k, rate in speed.batched.items():
+        yield f"  engine, K = {k:<4}                   {rate:>9,.0f} runs x steps/s  " + (
+            f"x{speed.ratios[k]:.1f}"
+        )
+    k, wanted = max(speed.ratios), speed.case.wanted
+    ratio = speed.ratios[k]
+    verdict = "reached" if speed.reached else f"MISSED by {1.0 - ratio / wanted:.0%}"
+    yield f"  bar: x{wanted:g} at K = {k}: {verdict}"
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began

@@ -1,0 +1,156 @@
+"""The pictures: speeds of the arms, and a demo's jobs with their hyperparameters' paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from .report import Summary
+
+#: Okabe and Ito's colours, told apart with any colour vision.
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6E6E6E"
+
+AXES = {
+    "learning_rate": "learning rate",
+    "one_minus_beta1": "1 - beta1",
+    "one_minus_beta2": "1 - beta2",
+    "eps": "eps",
+    "weight_decay": "weight decay",
+    "clip_ratio": "clip ratio",
+}
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "bench") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(
+        {
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#DDDDDD",
+            "grid.linewidth": 0.6,
+            "axes.axisbelow": True,
+        }
+    )
+    return pyplot
+
+
+def draw_speeds(summaries: Sequence[Summary], path: Path) -> None:
+    """Speed of each arm with its interval, and its tasks as small dots."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(9.0, 1.4 + 0.42 * len(summaries)), layout="constrained")
+    for i, summary in enumerate(summaries):
+        y = len(summaries) - 1 - i
+        ours = summary.arm.kind == "tuner"
+        colour = BLUE if ours else GREY
+        dots = list(summary.by_task.values())
+        axes.plot(dots, [y] * len(dots), "o", color=colour, alpha=0.3, markersize=4, zorder=2)
+        axes.plot([summary.low, summary.high], [y, y], color=colour, linewidth=2.5, zorder=3)
+        axes.plot(summary.speed, y, "D" if ours else "s", color=colour, markersize=8, zorder=4)
+    axes.axvline(1.0, color=ORANGE, linewidth=1.2, zorder=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(0.11, 4.6)
+    ticks = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_yticks(range(len(summaries)), [s.arm.label for s in reversed(summaries)])
+    axes.set_ylim(-0.7, len(summaries) - 0.3)
+    axes.set_xlabel("speed h*: budget at which the tuned AdamW-cosine gets as far (ours = 1)")
+    axes.set_title(
+        "Held-out tasks: geometric mean, 95% interval, one dot per task", loc="left", fontsize=11
+    )
+    figure.savefig(path, dpi=140)
+    pyplot.close(figure)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One job of a demo, as it is drawn.
+
+    Attributes:
+        label: In the legend.
+        colour: Of its lines.
+        style: Of its lines, as matplotlib writes it.
+        steps: Steps at which `losses` were measured.
+        losses: Validation losses.
+        paths: By control, (step, value) after each decision; empty for jobs that nobody steered.
+    """
+
+    label: str
+    colour: str
+    style: str
+    steps: Sequence[float]
+    losses: Sequence[float]
+    paths: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+
+
+def draw_demo(lines: Sequence[Line], title: str, total_steps: int, path: Path) -> None:
+    """Loss curves on top, below one panel per hyperparameter with a mark at every decision."""
+    pyplot = _pyplot()
+    steered = [line for line in lines if line.paths]
+    names = [name for name in AXES if any(name in line.paths for line in steered)]
+    columns = 3
+    rows = -(-len(names) // columns)
+    figure = pyplot.figure(figsize=(11.0, 4.6 + 2.4 * rows), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[2.0] + [1.0] * rows)
+    top = figure.add_subplot(grid[0, :])
+    for line in lines:
+        top.plot(
+            line.steps, line.losses, color=line.colour, linestyle=line.style, linewidth=1.8,
+            label=line.label, zorder=3 if line.paths else 2,
+        )  # fmt: skip
+        if line.losses:
+            top.plot(line.steps[-1], line.losses[-1], "o", color=line.colour, markersize=5)
+    top.set_yscale("log")
+    _plain_log_axis(top)
+    top.set_xlim(0, total_steps * 1.01)
+    top.set_xlabel("optimizer step")
+    top.set_ylabel("validation loss (nats per example)")
+    top.set_title(title, loc="left", fontsize=12)
+    top.legend(frameon=False, loc="upper right")
+    for i, name in enumerate(names):
+        panel = figure.add_subplot(grid[1 + i // columns, i % columns])
+        for line in steered:
+            path_of = line.paths.get(name)
+            if not path_of:
+                continue
+            steps = [step for step, _ in path_of]
+            values = [value for _, value in path_of]
+            panel.step(
+                [*steps, total_steps], [*values, values[-1]], where="post", color=line.colour,
+                linestyle=line.style, linewidth=1.3,
+            )  # fmt: skip
+            panel.plot(steps, values, "o", color=line.colour, markersize=3)
+        panel.set_yscale("log")
+        _plain_log_axis(panel)
+        panel.set_xlim(0, total_steps * 1.01)
+        panel.set_title(AXES[name], loc="left", fontsize=10)
+        if i // columns == rows - 1 or i + columns >= len(names):
+            panel.set_xlabel("optimizer step")
+    figure.savefig(path, dpi=140)
+    pyplot.close(figure)
+
+
+def _plain_log_axis(axes: Any) -> None:
+    """Few, readable labels, also where the values span less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    narrow = high / low < 30
+    subs = (1.0, 2.0, 5.0) if narrow else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(base=10.0, subs=subs, numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

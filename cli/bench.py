@@ -1,0 +1,111 @@
+"""`lhopt bench`: what a policy is worth, on tasks it never saw, against a tuned baseline."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigurationError, MissingExtraError
+
+WHAT = ("table", "engine", "frontiers")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `lhopt bench`."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "bench",
+        help="measure policies on held-out tasks against a tuned baseline",
+        description="Without a word: run every arm on the held-out tasks, print the table of "
+        "speeds with intervals, and write raw rows and a picture. A bench that was stopped goes "
+        "on where it was. `engine` prints the batched engine's speed; `frontiers` lists the "
+        "baseline's frontiers, and with --fresh measures them again.",
+    )
+    parser.add_argument("what", nargs="?", choices=WHAT, default="table", help="(default: table)")
+    parser.add_argument("--quick", action="store_true", help="3 seeds per start instead of 10")
+    parser.add_argument(
+        "--policy",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="a policy instead of the bundled ones, NAME.json; repeatable, one per optimizer",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("bench-output"), metavar="DIR",
+        help="folder of raw rows and picture (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tasks", "--task", nargs="+", default=[], metavar="NAME",
+        help="only these held-out tasks or families",
+    )  # fmt: skip
+    parser.add_argument("--fresh", action="store_true", help="with `frontiers`: measure them again")
+    parser.add_argument("--verbose", action="store_true", help="every arm on every task, too")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, the engine's speeds or the frontiers.
+
+    Raises:
+        MissingExtraError: A package of the extra "bench" is not installed.
+        ConfigurationError: An option that does not belong to the word.
+    """
+    if args.fresh and args.what != "frontiers":
+        raise ConfigurationError("--fresh belongs to `lhopt bench frontiers`.")
+    try:
+        import torch
+        import tqdm  # noqa: F401
+
+        from ..benchmarks import bench
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "bench") from error
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if args.what == "engine":
+            return _engine()
+        specs = bench.choose_tasks(args.tasks)
+        if args.what == "frontiers":
+            return _frontiers(specs, fresh=args.fresh)
+        bench.run_bench(
+            bench.find_policies(args.policy),
+            specs,
+            args.output,
+            seeds=bench.QUICK_SEEDS if args.quick else bench.FULL_SEEDS,
+            verbose=args.verbose,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    return 0
+
+
+def _engine() -> int:
+    from ..benchmarks.engine_speed import CASES, lines, measure
+
+    print("CPU time on one thread, in turns, medians; x: against one run at a time\n", flush=True)
+    for case in CASES:
+        for line in lines(measure(case)):
+            print(line, flush=True)
+    return 0
+
+
+def _frontiers(specs: Any, *, fresh: bool) -> int:
+    from ..benchmarks.baseline import entries
+    from ..benchmarks.tasks import MAX_RESOLUTION
+
+    for spec in specs:
+        frontier = entries([spec], fresh=fresh, report=print)[0].frontier
+        losses = "  ".join(
+            f"{budget:g}T {loss:.4g} (rate {rate:.2g})"
+            for budget, loss, rate in zip(
+                frontier.budgets, frontier.losses, frontier.best_rates, strict=True
+            )
+        )
+        sound = frontier.resolution <= MAX_RESOLUTION and not frontier.edge
+        print(
+            f"{spec.task}, {spec.steps} steps: {losses}; resolution {frontier.resolution:.2f} "
+            f"octaves{'' if sound else '  NOT FIT FOR THE BENCH'}",
+            flush=True,
+        )
+    return 0
