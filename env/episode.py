@@ -138,7 +138,7 @@ class Episode:
         episode.runs = BatchedRuns(
             task, episode.drawn.seeds, episode._settings(), rule=config.steered.rule, device=device
         )
-        episode.runs.load_state(state["runs"])
+        episode.runs.load_state(copy.deepcopy(state["runs"]))
         return episode
 
     @property

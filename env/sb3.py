@@ -42,9 +42,8 @@ class Sb3VecEnv(VecEnv):
                 f"The environment resets in mode {env.metadata.get('autoreset_mode')}; SB3 needs "
                 "SAME_STEP, or every episode gains one transition that never happened."
             )
-        self.render_mode = None
+        self.env, self.baseline = env, baseline  # first: SB3 asks `get_attr` for the render mode
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self.env, self.baseline = env, baseline
         self._order: IntArray = np.random.default_rng([seed, 1]).permutation(env.num_envs)
         self._inverse: IntArray = np.argsort(self._order)
         self._actions: IntArray = np.zeros((env.num_envs, 1), np.int64)
@@ -100,12 +99,16 @@ class Sb3VecEnv(VecEnv):
 
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on, picklable; see `load_state`."""
-        return {"env": self.env.state(), "length": self._length, "finished": list(self.finished)}
+        return {
+            "env": self.env.state(),
+            "length": self._length.copy(),
+            "finished": list(self.finished),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken, in the middle of episodes."""
         self.env.load_state(state["env"])
-        self._length = state["length"]
+        self._length = state["length"].copy()
         self.finished.extend(state["finished"])
 
     def close(self) -> None:

@@ -126,7 +126,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; the pool must be the same."""
         self._seed, self._counts = state["seed"], list(state["counts"])
-        self._observation = state["observation"]
+        self._observation = state["observation"].copy()
         entries = {(e.task.name, e.spec.steps): e for e in self.pool.entries}
         self._episodes = []
         for name, steps, saved in state["episodes"]:

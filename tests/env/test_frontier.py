@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lhopt.core.errors import ConfigurationError, FrontierError
+from lhopt.env.frontier import (
+    SPEED_BOUNDS,
+    Frontier,
+    FrontierConfig,
+    cache_key,
+    cosine,
+    get_frontier,
+    measure_frontier,
+)
+from lhopt.env.pool import TaskSpec, build_pool
+from lhopt.inner_tasks import get_task
+
+TASK = "noisy-quadratic/3"
+TINY = FrontierConfig(budgets=(0.5, 1.0, 2.0), rates=(1e-2, 3e-2, 1e-1, 1.0), seeds=(1, 2))
+
+
+def test_a_frontiers_own_losses_have_their_own_budgets(frontier: Frontier) -> None:
+    np.testing.assert_allclose(frontier.log2_speed(np.array([2.0, 1.0, 0.5])), [-1, 0, 1])
+    # halfway between on both logarithms
+    assert float(frontier.log2_speed(2**0.5)) == pytest.approx(-0.5)
+    # the last slope goes on: 0.3 is log2(0.5 / 0.3) octaves further
+    assert float(frontier.log2_speed(0.3)) == pytest.approx(1 + np.log2(0.5 / 0.3))
+
+
+def test_speed_falls_with_the_loss_and_stays_inside_its_bounds(frontier: Frontier) -> None:
+    losses = np.geomspace(1e-15, 1e15, 301)
+    speed = frontier.log2_speed(losses)
+    assert (np.diff(speed) <= 0).all()
+    assert speed[0] == SPEED_BOUNDS[1]
+    assert speed[-1] == SPEED_BOUNDS[0]
+    bad = frontier.log2_speed(np.array([np.inf, np.nan, -np.inf]))
+    assert (bad == SPEED_BOUNDS[0]).all()
+    assert np.isfinite(frontier.log2_speed(np.array([0.0, -1.0, 1e308]))).all()
+
+
+def test_a_worse_loss_at_a_larger_budget_does_not_bend_the_frontier(frontier: Frontier) -> None:
+    bent = replace(frontier, losses=(2.0, 1.0, 1.3))
+    speed = bent.log2_speed(np.geomspace(0.2, 4.0, 99))
+    assert (np.diff(speed) <= 0).all()
+    assert float(bent.log2_speed(1.0)) == pytest.approx(0.0, abs=1e-6)
+    flat = replace(frontier, losses=(1.0, 1.0, 1.0), untrained=1.0)
+    assert np.isfinite(flat.log2_speed(np.array([0.5, 1.0, 2.0]))).all()
+    assert flat.resolution == np.inf
+
+
+def test_resolution_is_noise_over_slope(frontier: Frontier) -> None:
+    # losses halve per octave, so the slope is log 2 and 0.1 nats of noise are 0.1 / log 2 octaves
+    assert frontier.resolution == pytest.approx(0.1 / np.log(2.0))
+    assert not frontier.edge
+    assert replace(frontier, best_rates=(0.1, 1.0, 0.1)).edge
+
+
+def test_the_baseline_rate_warms_up_and_falls_to_nothing() -> None:
+    rates = cosine(np.array([1.0, 2.0]), np.array([100, 50]), 0, 100)
+    assert rates.shape == (100, 2)
+    np.testing.assert_allclose(rates[0, 0], 1 / 5)  # 5% of 100 steps are 5
+    np.testing.assert_allclose(rates[50, 0], 0.5)
+    np.testing.assert_allclose(rates[25, 1], 1.0)
+    assert rates[99, 0] < 1e-3
+    assert (rates[50:, 1] < 1e-12).all()
+    pieces = [cosine(np.array([1.0, 2.0]), np.array([100, 50]), a, a + 25) for a in (0, 25, 50, 75)]
+    np.testing.assert_array_equal(np.concatenate(pieces), rates)
+
+
+def test_a_measured_frontier_falls_with_the_budget() -> None:
+    frontier = measure_frontier(get_task(TASK), 30, TINY)
+    assert frontier.losses[0] > frontier.losses[2]
+    assert frontier.untrained > frontier.losses[0]
+    assert [len(row) for row in frontier.grid] == [4, 4, 4]
+    assert frontier.noise > 0
+    for losses, best in zip(frontier.grid, frontier.best_rates, strict=True):
+        finite = [loss for loss in losses if loss is not None]
+        assert TINY.rates[losses.index(min(finite))] == best
+    assert float(frontier.log2_speed(frontier.losses[1])) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_point_equals_that_baseline_run_alone() -> None:
+    from lhopt.inner_tasks.engine import BatchedRuns, Settings
+
+    frontier = measure_frontier(get_task(TASK), 20, TINY)
+    rate, total = np.full(2, 3e-2), np.full(2, 40)
+    runs = BatchedRuns(get_task(TASK), [1, 2], Settings(learning_rate=rate))
+    runs.advance(40, learning_rates=cosine(rate, total, 0, 40))
+    assert frontier.grid[2][1] == pytest.approx(float(runs.evaluate().mean()), rel=1e-4)
+
+
+def test_rates_that_all_diverge_are_an_error() -> None:
+    with pytest.raises(FrontierError, match="Every rate"):
+        measure_frontier(get_task(TASK), 10, replace(TINY, rates=(1e90,), seeds=(1,)))
+
+
+def test_the_cache_gives_back_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
+    task = get_task(TASK)
+    first = get_frontier(task, 20, TINY)
+    monkeypatch.setattr("lhopt.env.frontier.measure_frontier", None)
+    assert get_frontier(task, 20, TINY) == first
+    keys = {
+        cache_key(task, 20, TINY),
+        cache_key(task, 21, TINY),
+        cache_key(get_task("noisy-quadratic/4"), 20, TINY),
+        cache_key(task, 20, replace(TINY, seeds=(3,))),
+    }
+    assert len(keys) == 4
+    # a shipped folder is read first
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    row = {**first.to_json(), "noise": 0.5}
+    (shipped / f"{cache_key(task, 20, TINY)}.json").write_text(json.dumps(row))
+    assert get_frontier(task, 20, TINY, folders=[shipped]).noise == 0.5
+
+
+def test_a_broken_cache_file_is_named() -> None:
+    with pytest.raises(FrontierError, match="delete it"):
+        Frontier.from_json({"task": "x"})
+
+
+def test_a_pool_leaves_out_blunt_tasks_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
+    specs = [TaskSpec(TASK, 20), TaskSpec("noisy-quadratic/4", 20)]
+    frontiers = [measure_frontier(get_task(s.task), s.steps, TINY) for s in specs]
+    sharp = [f.resolution <= 10 and not f.edge for f in frontiers]
+    assert any(sharp)
+    pool = build_pool(specs, config=TINY, max_resolution=10)
+    assert [e.spec for e in pool.entries] == [s for s, ok in zip(specs, sharp, strict=True) if ok]
+    caplog.set_level("INFO", "lhopt")
+    seen: list[int] = []
+    with pytest.raises(ConfigurationError, match="empty"):
+        build_pool(specs, config=TINY, max_resolution=0, progress=lambda i, n, name: seen.append(i))
+    assert seen == [1, 2]
+    assert caplog.text.count("left out") == 2

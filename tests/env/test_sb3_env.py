@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.monitor import Monitor
+
+from lhopt.core.errors import ConfigurationError
+from lhopt.env.config import EnvConfig
+from lhopt.env.pool import TaskPool
+from lhopt.env.sb3 import Sb3VecEnv
+from lhopt.env.vector import HyperparameterVectorEnv
+
+
+def make(pool: TaskPool, config: EnvConfig, **words: Any) -> tuple[Sb3VecEnv, Any]:
+    a, b = (
+        HyperparameterVectorEnv(pool, config, n_buckets=2, runs_per_bucket=4, seed=3)
+        for _ in range(2)
+    )
+    return Sb3VecEnv(a, seed=1, **words), b
+
+
+def test_rows_are_permuted_and_map_back(pool: TaskPool, config: EnvConfig) -> None:
+    vec, plain = make(pool, config, baseline=False)
+    order = vec._order
+    assert sorted(order) == list(range(8))
+    assert order.tolist() != list(range(8))
+    observation = vec.reset()
+    wanted, _ = plain.reset()
+    np.testing.assert_array_equal(observation, wanted[order])
+    rng = np.random.default_rng(0)
+    ends = 0
+    for _ in range(10):
+        actions = rng.integers(0, 3, (8, 4))  # in SB3's order
+        by_bucket = np.empty_like(actions)
+        by_bucket[order] = actions
+        observation, reward, done, infos = vec.step(actions)
+        wanted, wanted_reward, terminated, _, info = plain.step(by_bucket)
+        np.testing.assert_array_equal(observation, wanted[order])
+        np.testing.assert_array_equal(reward, wanted_reward[order].astype(np.float32))
+        np.testing.assert_array_equal(done, terminated[order])
+        for row, i in enumerate(order):
+            if not terminated[i]:
+                assert infos[row] == {}
+                continue
+            ends += 1
+            np.testing.assert_array_equal(infos[row]["terminal_observation"], info["final_obs"][i])
+            assert infos[row]["episode"]["r"] == wanted_reward[i]
+            assert infos[row]["TimeLimit.truncated"] is False
+            assert infos[row]["task"] == info["task"][i]
+    assert ends
+    assert len(vec.finished) == ends
+
+
+def test_the_baseline_is_the_mean_of_the_others_of_the_bucket(
+    pool: TaskPool, config: EnvConfig
+) -> None:
+    vec, _ = make(pool, config)
+    vec.reset()
+    for _ in range(10):
+        _, reward, done, infos = vec.step(np.ones((8, 4), np.int64))
+        group = (vec._order // 4)[done]
+        true = np.array([info["episode"]["r"] for info in infos if info])
+        for i, (g, r) in enumerate(zip(group, true, strict=True)):
+            others = [t for j, t in enumerate(true) if group[j] == g and j != i]
+            assert len(others) == 3
+            assert reward[done][i] == pytest.approx(r - np.mean(others), abs=1e-6)
+        assert (reward[~done] == 0).all()
+
+
+def test_episode_lengths_are_counted(pool: TaskPool) -> None:
+    vec, _ = make(pool, EnvConfig(intervals=(4, 4)))
+    vec.reset()
+    lengths = [
+        info["episode"]["l"] for _ in range(6) for info in vec.step(np.ones((8, 4)))[3] if info
+    ]
+    assert set(lengths) == {3}
+
+
+def test_next_step_autoreset_is_refused(pool: TaskPool, config: EnvConfig) -> None:
+    env = HyperparameterVectorEnv(pool, config, n_buckets=1, runs_per_bucket=2)
+    env.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    with pytest.raises(ConfigurationError, match="SAME_STEP"):
+        Sb3VecEnv(env)
+
+
+def test_a_state_continues_to_the_bit(pool: TaskPool, config: EnvConfig) -> None:
+    a, _ = make(pool, config)
+    b, _ = make(pool, config)
+    a.reset()
+    for _ in range(2):
+        a.step(np.ones((8, 4), np.int64))
+    b.load_state(a.state())
+    for _ in range(8):
+        x, y = a.step(np.zeros((8, 4), np.int64)), b.step(np.zeros((8, 4), np.int64))
+        for i in range(3):
+            np.testing.assert_array_equal(x[i], y[i])
+        lengths = [[info["episode"]["l"] for info in z[3] if info] for z in (x, y)]
+        assert lengths[0] == lengths[1]
+
+
+def test_sb3s_questions_are_answered(pool: TaskPool, config: EnvConfig) -> None:
+    vec, _ = make(pool, config)
+    assert vec.env_is_wrapped(Monitor) == [True] * 8
+    assert vec.get_attr("n_buckets", [0, 1]) == [2, 2]
+    assert vec.get_attr("n_buckets", 0) == [2]
+    vec.set_attr("note", "x")
+    assert vec.get_attr("note") == ["x"] * 8
+    assert len(vec.env_method("state")) == 1
+    vec.close()
