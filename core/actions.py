@@ -72,17 +72,18 @@ def action_deltas(action: IntArray, controls: tuple[Control, ...]) -> FloatArray
         ControlError: The action has another width, or an index without a choice.
     """
     action = np.asarray(action)
-    if action.ndim != 2 or action.shape[1] != len(controls):
+    if action.ndim != 2 or action.shape[1] != len(controls) or action.dtype.kind not in "iu":
         raise ControlError(
-            f"An action of shape {action.shape} came; (K, {len(controls)}) is wanted, one index "
-            f"for each of {', '.join(c.name for c in controls)}."
+            f"An action of shape {action.shape} and type {action.dtype} came; (K, {len(controls)}) "
+            f"is wanted, one whole index for each of {', '.join(c.name for c in controls)}."
         )
     out = np.zeros((action.shape[0], N_CONTROLS))
     for j, control in enumerate(controls):
         index = action[:, j]
-        if index.size and not (index.min() >= 0 and index.max() < len(control.choices)):
+        outside = index[(index < 0) | (index >= len(control.choices))]
+        if outside.size:
             raise ControlError(
-                f"Action index {int(index.max())} for {control.name!r}; it has the choices "
+                f"Action index {int(outside[0])} for {control.name!r}; it has the choices "
                 f"0 to {len(control.choices) - 1}."
             )
         out[:, COLUMN[control.name]] = control.deltas[index]

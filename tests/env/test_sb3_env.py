@@ -74,7 +74,10 @@ def test_episode_lengths_are_counted(pool: TaskPool) -> None:
     vec, _ = make(pool, EnvConfig(intervals=(4, 4)))
     vec.reset()
     lengths = [
-        info["episode"]["l"] for _ in range(6) for info in vec.step(np.ones((8, 4)))[3] if info
+        info["episode"]["l"]
+        for _ in range(6)
+        for info in vec.step(np.ones((8, 4), np.int64))[3]
+        if info
     ]
     assert set(lengths) == {3}
 
