@@ -60,11 +60,11 @@ class ImitationConfig:
 
     trials: int = 64
     top: int = 4
-    rounds: int = 12
+    rounds: int = 24
     runs: int = 32
     tasks: int = 5
     passes: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
 
 
 def find_expert(entry: Entry, config: EnvConfig, imitation: ImitationConfig) -> FloatArray:
@@ -267,6 +267,6 @@ def _fit(
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(actor, 1.0)
             optimizer.step()
-            total += float(loss)
+            total += float(loss.detach())
         mean = total / len(data)
     return mean
