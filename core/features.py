@@ -263,9 +263,11 @@ def update(
         whatever the statistics hold. `last_delta` of the next state is still the previous
         decision's: call `remember` with the new one.
     """
-    after = _rank_update(state, statistics)
-    inputs = _Inputs(statistics, situation, state, after)
-    columns = [column for block in BLOCKS for column in block(inputs).values()]
+    # statistics of 1e308 overflow on their way to the bound: not worth a warning to the job
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        after = _rank_update(state, statistics)
+        inputs = _Inputs(statistics, situation, state, after)
+        columns = [column for block in BLOCKS for column in block(inputs).values()]
     observation = _clip(np.stack(columns, axis=1)).astype(np.float32)
     loss, valid = statistics["train_loss"], statistics["valid_loss"]
     norm = statistics["log_param_norm"]

@@ -99,7 +99,7 @@ def decode_situation(
         )
     row = np.full((1, N_CONTROLS), np.nan)
     for name, value in {**relative, "schedule": schedule}.items():
-        if not math.isfinite(value) or abs(value) > 1e3:
+        if not -1e3 <= value <= 1e3:
             raise StatisticsError(
                 f"{name!r} is {value}; a finite log-factor or logit shift is wanted."
             )
@@ -162,6 +162,8 @@ def decode_decision(payload: Any) -> Decision:
 
 
 def _finite(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # a range, not isfinite: JSON may carry whole numbers that no float64 holds, and -1e300 is no
+    # schedule that a later report could hand back
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e3 <= value <= 1e3:
         raise ValueError(f"{where} is {value!r}")
     return float(value)
