@@ -210,11 +210,11 @@ class Bench:
             yield from rows
             return
         for name, (seed, offset) in zip(names, wanted, strict=True):
-            row = self.results.get(name)
-            if row is None:
-                row = asdict(self._tuned_by_policy(arm, entry, seed, offset or 0, stamp))
-                self.results.put(name, row)
-            yield Row(**row)
+            known = self.results.get(name)
+            if known is None:
+                known = asdict(self._tuned_by_policy(arm, entry, seed, offset or 0, stamp))
+                self.results.put(name, known)
+            yield Row(**known)
 
     def _stamp(self, arm: Arm, entry: Entry) -> str:
         """Names everything that a row depends on besides arm, task, seed and start."""
@@ -414,7 +414,8 @@ def median_path(
         drawn = Draw(REPLAY_SEEDS, start.copy(), DECISIONS, reports_valid=False)
         episode = Episode(task, steps, config, drawn)
         controller = closed_loop(policy, episode.n_runs)
-        total, line = np.zeros_like(start), []
+        total = np.zeros_like(start)
+        line: list[FloatArray] = []
         while not episode.finished:
             chosen = controller(episode.observation, len(line))
             total = total + np.where(np.isfinite(chosen), chosen, 0.0)

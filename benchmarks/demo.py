@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from ..core.errors import LhoptError
 from ..env.frontier import Frontier
+from .demo_rivals import TUNING_SEED, best_rates
 from .picture import BLUE, GREEN, GREY, ORANGE, PINK, Line, draw_demo
+from .processes import DemoError, Processes
 
 #: Rates that the rival is tuned over, and the budgets it is finished at, in units of ours.
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 2e-1)
 BUDGETS = (0.5, 1.0, 2.0)
-TUNING_SEED, SEED = 1, 0
-UNTUNED_RATE = 1e-3
-#: Seconds that the server may take to start, and a process to end once it is told to.
-START, STOP = 90.0, 5.0
-
-
-class DemoError(LhoptError):
-    """A part of the demo did not start, or failed."""
+STEERED = ("AdamW", "SteerableAdamW")
+#: Seconds that the server may take to start.
+START = 90.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,6 @@ class Job:
 
     label: str
     steps: int
-    run: str
     rate: float | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     path: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -106,74 +98,6 @@ class Job:
         if self.end is None:
             raise DemoError(f"The job {self.label!r} ended without a result.")
         return self.end
-
-
-class Processes:
-    """Children that end when the block does: on success, an error, Ctrl-C or SIGTERM."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._children: list[tuple[subprocess.Popen[str], Path]] = []
-        self._before: Any = None
-
-    def __enter__(self) -> Processes:
-        def stop(number: int, frame: FrameType | None) -> None:
-            raise KeyboardInterrupt
-
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, stop)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for child, _ in self._children:
-            if child.poll() is None:
-                child.terminate()
-        for child, _ in self._children:
-            try:
-                child.wait(STOP)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            if child.stdout:
-                child.stdout.close()
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def start(
-        self, name: str, module: str, arguments: Sequence[str], *, pipe: bool = False
-    ) -> subprocess.Popen[str]:
-        """Start `python -m module`; what it says on stderr is kept for `complaint`."""
-        log = self._folder / f"{name}.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        environment.pop("LHOPT_URL", None)
-        with log.open("w") as errors:
-            child = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if pipe else errors,
-                stderr=errors,
-                text=True,
-                env=environment,
-            )
-        self._children.append((child, log))
-        return child
-
-    def complaint(self, child: subprocess.Popen[str]) -> str:
-        """The last lines that a child said on stderr."""
-        log = next(path for held, path in self._children if held is child)
-        return "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-
-    def check(self) -> None:
-        """Raise if a child has failed.
-
-        Raises:
-            DemoError: One has.
-        """
-        for child, log in self._children:
-            if child.poll() not in (None, 0):
-                raise DemoError(
-                    f"{log.stem} ended with status {child.returncode}:\n{self.complaint(child)}"
-                )
 
 
 def start_server(processes: Processes, plan: Plan, folder: Path) -> str:
@@ -219,109 +143,90 @@ def run_demo(plan: Plan) -> Path:
     with tempfile.TemporaryDirectory(prefix="lhopt-demo-") as name:
         folder = Path(name)
         with Processes(folder) as processes:
-            url = start_server(processes, plan, folder)
-            steered, rivals, frontier = _train(processes, plan, folder, url)
+            steered, rivals, frontier = _train(processes, plan, folder)
     jobs = [*steered, *rivals]
-    print(f"\n{table(jobs, frontier)}\n\n{footnote(plan, frontier, jobs)}")
+    print(f"\n{table(jobs, frontier)}\n\n{footnote(plan, frontier)}")
     picture = plan.output / "demo.png"
     draw_demo(_lines(steered, rivals), _title(plan), plan.steps, picture)
     with (plan.output / "demo.jsonl").open("w") as file:
         for job in jobs:
-            file.write(json.dumps({"job": job.label, **job.__dict__}, default=str) + "\n")
+            file.write(json.dumps(asdict(job)) + "\n")
     print(f"\n{time.monotonic() - began:.0f} seconds; picture in {picture}")
     return picture
 
 
-def _train(
-    processes: Processes, plan: Plan, folder: Path, url: str
-) -> tuple[list[Job], list[Job], Frontier]:
-    """The steered jobs in one stream of processes, their rivals beside them in another."""
+def _train(processes: Processes, plan: Plan, folder: Path) -> tuple[list[Job], list[Job], Frontier]:
+    """The steered jobs one after another; server and rivals beside them."""
     from tqdm import tqdm
 
-    common = ["--data", plan.data]
-    steps = str(plan.steps)
-
-    def job(out: str, *arguments: str) -> subprocess.Popen[str]:
-        path = folder / f"{out}.jsonl"
+    files = {name: folder / f"{name}.jsonl" for name in ("rivals", *STEERED)}
+    for path in files.values():
         path.touch()
-        return processes.start(
-            out, "lhopt.benchmarks.demo_job", [*common, *arguments, "--out", str(path)]
-        )
 
-    curve = ["--curve", "--steps", steps, "--seed", str(SEED)]
-    cosine = ["--schedule", "cosine"]
-    rates = [f"{rate:g}" for rate in plan.rates]
-    lengths = [str(n) for n in plan.lengths]
-    streams: dict[str, Iterator[tuple[str, list[str]]]] = {}
-    tuned: dict[int, float] = {}
+    def job(name: str, module: str, *arguments: str) -> subprocess.Popen[str]:
+        given = ["--data", plan.data, "--steps", str(plan.steps), "--out", str(files[name])]
+        return processes.start(name, f"lhopt.benchmarks.{module}", [*given, *arguments])
 
-    def ours() -> Iterator[tuple[str, list[str]]]:
-        for optimizer in ("AdamW", "SteerableAdamW"):
-            yield f"steered-{optimizer}", [*curve, "--optimizer", optimizer, "--url", url]
-
-    def theirs() -> Iterator[tuple[str, list[str]]]:
-        tuning = ["--lr", *rates, "--steps", *lengths, "--seed", str(TUNING_SEED)]
-        yield "tuning", [*cosine, *tuning]
-        tuned.update(best_rates(_read(folder / "tuning.jsonl")))
-        for length, rate in tuned.items():
-            at_one = length == plan.steps
-            arguments = [*cosine, "--lr", f"{rate:g}", "--steps", str(length), "--seed", str(SEED)]
-            yield f"tuned-{length}", [*arguments, *(["--curve"] if at_one else [])]
-        yield "constant", [*curve, "--lr", f"{UNTUNED_RATE:g}"]
-        yield "cosine", [*curve, *cosine, "--lr", f"{UNTUNED_RATE:g}"]
-
-    streams = {"steered over HTTP": ours(), "rivals and tuning": theirs()}
-    own = {
-        "steered over HTTP": 2 * plan.steps,
-        "rivals and tuning": plan.tuning_steps + sum(plan.lengths) + 2 * plan.steps,
-    }
-    files: dict[str, list[Path]] = {name: [] for name in streams}
-    running: dict[str, subprocess.Popen[str] | None] = dict.fromkeys(streams)
+    lengths, rates = [str(n) for n in plan.lengths], [f"{rate:g}" for rate in plan.rates]
+    running = [job("rivals", "demo_rivals", "--lengths", *lengths, "--rates", *rates)]
+    url = start_server(processes, plan, folder)
+    waiting = list(STEERED)
+    steering: subprocess.Popen[str] | None = None
+    totals = {
+        "steered over HTTP": (len(STEERED) * plan.steps, STEERED),
+        "rivals and tuning": (
+            plan.tuning_steps + sum(plan.lengths) + 2 * plan.steps, ("rivals",)
+        ),
+    }  # fmt: skip
+    every = 0.3 if sys.stderr.isatty() else 10.0
     with contextlib.ExitStack() as stack:
-        bars = {
-            name: stack.enter_context(
-                tqdm(total=own[name], desc=name, unit="step", position=i, mininterval=0.5)
+        bars = [
+            stack.enter_context(
+                tqdm(total=n, desc=name, unit="step", position=i, mininterval=every)
             )
-            for i, name in enumerate(streams)
-        }
-        while streams:
-            for name in list(streams):
-                child = running[name]
-                if child is None or child.poll() is not None:
-                    processes.check()
-                    try:
-                        out, arguments = next(streams[name])
-                    except StopIteration:
-                        del streams[name]
-                        bars[name].update(own[name] - bars[name].n)
-                        continue
-                    files[name].append(folder / f"{out}.jsonl")
-                    running[name] = job(out, *arguments)
-                rows = [_read(path) for path in files[name]]
-                bars[name].n = min(own[name], sum(map(_steps_done, rows)))
-                bars[name].set_postfix_str(_latest(rows), refresh=False)
-                bars[name].refresh()
-            time.sleep(0.3)
+            for i, (name, (n, _)) in enumerate(totals.items())
+        ]
+        while True:
+            processes.check()
+            if waiting and (steering is None or steering.poll() is not None):
+                optimizer = waiting.pop(0)
+                steering = job(optimizer, "demo_job", "--optimizer", optimizer, "--url", url)
+                running.append(steering)
+            over = not waiting and all(child.poll() is not None for child in running)
+            for bar, (_, names) in zip(bars, totals.values(), strict=True):
+                rows = [_read(files[name]) for name in names]
+                bar.set_postfix_str(_latest(rows), refresh=False)
+                bar.update(sum(map(_steps_done, rows)) - bar.n)
+            if over:
+                break
+            time.sleep(0.2)
     processes.check()
+    return _gather(plan, {name: _read(path) for name, path in files.items()})
 
-    def finished(label: str, out: str) -> Job:
-        rows = _read(folder / f"{out}.jsonl")
-        made = Job(label, plan.steps, rows[0]["run"] if rows else "")
-        for row in rows:
-            made.take(row)
+
+def _gather(
+    plan: Plan, rows: dict[str, list[dict[str, Any]]]
+) -> tuple[list[Job], list[Job], Frontier]:
+    """Steered jobs, rivals and the tuned cosine's frontier, from what the processes wrote."""
+
+    def finished(label: str, file: str, run: str) -> Job:
+        made = Job(label, plan.steps)
+        for row in rows[file]:
+            if row["run"] == run:
+                made.take(row)
         assert made.final
         return made
 
+    tuned = best_rates(rows["rivals"])
+    if set(tuned) != set(plan.lengths):
+        raise DemoError("Every rate of the tuned cosine diverged.")
     rivals = [
-        finished("AdamW, tuned cosine", f"tuned-{plan.steps}"),
-        finished("AdamW 1e-3 cosine", "cosine"),
-        finished("AdamW 1e-3 constant", "constant"),
+        finished("AdamW, tuned cosine", "rivals", f"tuned {plan.steps}"),
+        finished("AdamW 1e-3 cosine", "rivals", "cosine"),
+        finished("AdamW 1e-3 constant", "rivals", "constant"),
     ]
-    steered = [
-        finished("AdamW + lhopt", "steered-AdamW"),
-        finished("SteerableAdamW + lhopt", "steered-SteerableAdamW"),
-    ]
-    ends = [finished("", f"tuned-{length}").final for length in plan.lengths]
+    steered = [finished(f"{optimizer} + lhopt", optimizer, "steered") for optimizer in STEERED]
+    ends = [finished("", "rivals", f"tuned {length}").final for length in plan.lengths]
     losses = tuple(float("inf") if e["valid"]["loss"] is None else e["valid"]["loss"] for e in ends)
     frontier = Frontier(
         task=plan.data,
@@ -336,22 +241,6 @@ def _train(
     return steered, rivals, frontier
 
 
-def best_rates(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """The rate of the lowest final validation loss, by length.
-
-    Raises:
-        DemoError: Every rate diverged.
-    """
-    best: dict[int, tuple[float, float]] = {}
-    for row in rows:
-        if row["kind"] == "end" and row["valid"]["loss"] is not None:
-            found = (row["valid"]["loss"], row["lr"])
-            best[row["steps"]] = min(best.get(row["steps"], found), found)
-    if not best:
-        raise DemoError("Every rate of the tuned cosine diverged.")
-    return {steps: rate for steps, (_, rate) in best.items()}
-
-
 def table(jobs: Sequence[Job], frontier: Frontier) -> str:
     """What every job came to."""
     header = (
@@ -363,11 +252,10 @@ def table(jobs: Sequence[Job], frontier: Frontier) -> str:
         end = job.final
         loss = end["valid"]["loss"]
         speed = 2.0 ** float(frontier.log2_speed(float("inf") if loss is None else loss))
-        rate = job.end["lr"] if job.end and job.end["lr"] is not None else job.rate
         lines.append(
             (
                 job.label,
-                f"{rate:.2g}",
+                f"{job.rate:.2g}",
                 _number(loss),
                 _number(end["test"]["loss"]),
                 f"{end['test']['accuracy']:.1%}",
@@ -388,7 +276,7 @@ def table(jobs: Sequence[Job], frontier: Frontier) -> str:
     return "\n".join([rows[0], "-" * max(map(len, rows)), *rows[1:]])
 
 
-def footnote(plan: Plan, frontier: Frontier, jobs: Sequence[Job]) -> str:
+def footnote(plan: Plan, frontier: Frontier) -> str:
     """What the figures mean, and what the rival's tuning cost."""
     runs = len(plan.rates) * len(BUDGETS)
     points = ", ".join(
@@ -425,8 +313,7 @@ def _lines(steered: Sequence[Job], rivals: Sequence[Job]) -> list[Line]:
     lines = []
     for job, (colour, style) in zip([*steered, *rivals], looks, strict=True):
         steps, losses = zip(*job.curve, strict=True) if job.curve else ((), ())
-        rate = job.final["lr"] if job.final["lr"] is not None else job.rate
-        label = f"{job.label} (lr {rate:.2g})" if job in rivals[:1] else job.label
+        label = f"{job.label} (lr {job.rate:.2g})" if job in rivals[:1] else job.label
         lines.append(Line(label, colour, style, steps, losses, job.path))
     return lines
 
@@ -440,9 +327,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _steps_done(rows: Sequence[dict[str, Any]]) -> int:
-    done = sum(row["steps"] for row in rows if row["kind"] == "end")
-    last = rows[-1] if rows else None
-    return done + (int(last.get("step", 0)) if last and last["kind"] != "end" else 0)
+    done = sum(int(row["steps"]) for row in rows if row["kind"] == "end")
+    if rows and rows[-1]["kind"] != "end":
+        done += int(rows[-1].get("step", 0))
+    return done
 
 
 def _latest(files: Sequence[Sequence[dict[str, Any]]]) -> str:

@@ -2,8 +2,7 @@
 
     python -m lhopt.benchmarks.demo_job --url http://127.0.0.1:8000 --out steered.jsonl
 
-Without `--url` nobody steers it; then `--schedule cosine` decays the rate, and several `--lr` or
-`--steps` train one run after another, which is how the demo tunes its rival.
+`demo_rivals.py` trains with the same loop without a Tuner, at other rates and with a cosine.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import json
 import math
 import time
 from contextlib import nullcontext
-from itertools import product
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -69,6 +67,7 @@ def load_data(name: str) -> Splits:
 
 def train(
     splits: Splits,
+    run: str,
     *,
     optimizer_name: str,
     steps: int,
@@ -79,8 +78,20 @@ def train(
     curve: bool,
     out: TextIO,
 ) -> None:
-    """One run; losses, hyperparameters and the outcome go to `out` as JSON lines."""
-    run = f"{optimizer_name} {schedule} {'default' if lr is None else f'{lr:g}'} {steps}"
+    """One run; losses, hyperparameters and the outcome go to `out` as JSON lines.
+
+    Args:
+        splits: The data.
+        run: What the lines call this run.
+        optimizer_name: "AdamW" or "SteerableAdamW".
+        steps: Optimizer steps.
+        lr: Starting rate; the optimizer's own default for None.
+        schedule: "constant" or "cosine".
+        seed: Of weights and data order.
+        url: The server that steers; nobody does for None.
+        curve: Whether to measure the validation loss along the run.
+        out: Where lines go.
+    """
 
     def write(kind: str, **values: Any) -> None:
         out.write(json.dumps({"run": run, "kind": kind, **values}) + "\n")
@@ -91,7 +102,7 @@ def train(
     order = torch.Generator().manual_seed(seed)
     model = Net(images.shape[-1])
     optimizer: torch.optim.Optimizer
-    rate = {} if lr is None else {"lr": lr}
+    rate: dict[str, Any] = {} if lr is None else {"lr": lr}
     if optimizer_name == "SteerableAdamW":
         optimizer = SteerableAdamW(model.parameters(), **rate)
     else:
@@ -99,9 +110,9 @@ def train(
     scheduler = None
     if schedule == "cosine":
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: cosine(t, steps))
+    write("begin", steps=steps, lr=lr or optimizer.defaults["lr"])
     tuner = Tuner(optimizer, steps, url=url, name=f"demo {optimizer_name}") if url else None
 
-    write("begin", steps=steps, lr=optimizer.param_groups[0]["lr"])
     began, training, told = time.monotonic(), 0.0, 0
     for step in range(steps):
         if curve and step % max(1, steps // CURVE_POINTS) == 0:
@@ -110,7 +121,7 @@ def train(
         rows = torch.randint(len(images), (BATCH_SIZE,), generator=order)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images[rows]), labels[rows])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if scheduler:
             scheduler.step()
@@ -154,33 +165,29 @@ def evaluate(
     """Mean loss (None if it is not finite) and accuracy; SteerableAdamW's averaged weights."""
     images, labels = split
     with optimizer.averaged_weights() if isinstance(optimizer, SteerableAdamW) else nullcontext():
-        logits = torch.cat([model(part) for part in images.split(256)])
+        logits = torch.cat([model(part) for part in torch.split(images, 256)])
     loss = F.cross_entropy(logits, labels).item()
     accuracy = (logits.argmax(1) == labels).float().mean().item()
     return {"loss": loss if math.isfinite(loss) else None, "accuracy": accuracy}
 
 
 def main() -> None:
-    """Train every combination of `--lr` and `--steps`."""
+    """Train one run at the optimizer's own default rate, steered if there is a URL."""
     parser = argparse.ArgumentParser(description="The training job of `lhopt demo`.")
     parser.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits")
     parser.add_argument("--optimizer", choices=("AdamW", "SteerableAdamW"), default="AdamW")
     parser.add_argument("--url", help="the server that steers")
-    parser.add_argument("--lr", type=float, nargs="+", help="default: the optimizer's own")
-    parser.add_argument("--schedule", choices=("constant", "cosine"), default="constant")
-    parser.add_argument("--steps", type=int, nargs="+", default=[600])
+    parser.add_argument("--lr", type=float, help="default: the optimizer's own")
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--curve", action="store_true", help="write validation losses on the way")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    splits = load_data(args.data)
     with args.out.open("a") as out:
-        for steps, lr in product(args.steps, args.lr or [None]):
-            train(
-                splits, optimizer_name=args.optimizer, steps=steps, lr=lr, seed=args.seed,
-                schedule=args.schedule, url=args.url, curve=args.curve, out=out,
-            )  # fmt: skip
+        train(
+            load_data(args.data), "steered", optimizer_name=args.optimizer, steps=args.steps,
+            lr=args.lr, schedule="constant", seed=args.seed, url=args.url, curve=True, out=out,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Alone:
         for index in torch.from_numpy(self._order.take(n_steps)):
             batch = tuple(array.index_select(0, index) for array in self._arrays)
             self._optimizer.zero_grad()
-            self._task.loss(self._params, batch).backward()
+            self._task.loss(self._params, batch).backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
 
 

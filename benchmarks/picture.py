@@ -100,12 +100,13 @@ def draw_demo(lines: Sequence[Line], title: str, total_steps: int, path: Path) -
     """Loss curves on top, below one panel per hyperparameter with a mark at every decision."""
     pyplot = _pyplot()
     steered = [line for line in lines if line.paths]
-    names = [name for name in AXES if any(name in line.paths for line in steered)]
+    # a value that nobody moved says nothing
+    names = [name for name in AXES if any(_moves(line, name) for line in steered)]
     columns = 3
-    rows = -(-len(names) // columns)
-    figure = pyplot.figure(figsize=(11.0, 4.6 + 2.4 * rows), layout="constrained")
+    rows = -(-(len(names) + 1) // columns)  # one place is the legend's
+    figure = pyplot.figure(figsize=(11.0, 4.4 + 2.4 * rows), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
-    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[2.0] + [1.0] * rows)
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[1.8] + [1.0] * rows)
     top = figure.add_subplot(grid[0, :])
     for line in lines:
         top.plot(
@@ -120,7 +121,6 @@ def draw_demo(lines: Sequence[Line], title: str, total_steps: int, path: Path) -
     top.set_xlabel("optimizer step")
     top.set_ylabel("validation loss (nats per example)")
     top.set_title(title, loc="left", fontsize=12)
-    top.legend(frameon=False, loc="upper right")
     for i, name in enumerate(names):
         panel = figure.add_subplot(grid[1 + i // columns, i % columns])
         for line in steered:
@@ -138,10 +138,21 @@ def draw_demo(lines: Sequence[Line], title: str, total_steps: int, path: Path) -
         _plain_log_axis(panel)
         panel.set_xlim(0, total_steps * 1.01)
         panel.set_title(AXES[name], loc="left", fontsize=10)
-        if i // columns == rows - 1 or i + columns >= len(names):
-            panel.set_xlabel("optimizer step")
+        panel.set_xlabel("optimizer step")
+    corner = figure.add_subplot(grid[1 + len(names) // columns, len(names) % columns])
+    corner.axis("off")
+    handles, labels = top.get_legend_handles_labels()
+    dot = pyplot.Line2D([], [], color="black", marker="o", markersize=3, linestyle="")
+    corner.legend(
+        [*handles, dot], [*labels, "a decision"], frameon=False, loc="center left", fontsize=10,
+        handlelength=2.6,
+    )  # fmt: skip
     figure.savefig(path, dpi=140)
     pyplot.close(figure)
+
+
+def _moves(line: Line, name: str) -> bool:
+    return len({value for _, value in line.paths.get(name, ())}) > 1
 
 
 def _plain_log_axis(axes: Any) -> None:

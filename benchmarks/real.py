@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,8 +63,8 @@ def make_optimizer(
     """
     if name not in OPTIMIZERS:
         raise UnknownNameError("optimizer", name, OPTIMIZERS)
-    given = {} if rate is None else {"lr": rate}
-    return OPTIMIZERS[name](params, **given)  # type: ignore[call-arg]
+    given: dict[str, Any] = {} if rate is None else {"lr": rate}
+    return OPTIMIZERS[name](params, **given)
 
 
 def default_values(name: str) -> dict[str, float]:
@@ -110,7 +111,7 @@ def train(
         if not math.isfinite(loss.item()):
             diverged = True
             break
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         chosen.step()
         if tuner:
             tuner.report(loss)
