@@ -172,7 +172,10 @@ def load(path: str | Path) -> Policy:
         IncompatiblePolicyError: It needs features or controls that this version does not have.
     """
     path = Path(path)
-    manifest_path, weights_path = path.with_suffix(".json"), path.with_suffix(".safetensors")
+    # a name may hold a dot ("adamw-0.2"), which is no suffix
+    stem = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
+    manifest_path = stem.with_name(f"{stem.name}.json")
+    weights_path = stem.with_name(f"{stem.name}.safetensors")
     manifest_bytes = _read(manifest_path, MAX_MANIFEST_BYTES)
     weights_bytes = _read(weights_path, MAX_WEIGHTS_BYTES)
     return from_bytes(manifest_bytes, weights_bytes, source=str(path))
@@ -211,10 +214,12 @@ def from_bytes(manifest_bytes: bytes, weights_bytes: bytes, *, source: str = "po
             weights=read_safetensors(weights_bytes, source=source),
             training=manifest.get("training", {}),
         )
-    except LhoptError:
+    except ArtifactError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"The manifest of {source} is incomplete: {error!r}.") from error
+    except (LhoptError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ArtifactError(
+            f"The manifest of {source} is incomplete or out of range: {error!r}."
+        ) from error
     if manifest.get("digest") != policy.digest:
         raise ArtifactError(
             f"{source} has the digest {policy.digest}; its manifest says "
@@ -302,11 +307,15 @@ def read_safetensors(data: bytes, *, source: str = "policy") -> dict[str, FloatA
                 raise ValueError(f"tensor {name!r} leaves a gap, overlaps or has a negative size")
             if end - start != math.prod(shape) * dtype.itemsize or end > len(body):
                 raise ValueError(f"tensor {name!r} has {end - start} bytes for the shape {shape}")
-            tensors[name] = np.frombuffer(body[start:end], dtype).reshape(shape).astype(np.float32)
+            with np.errstate(over="ignore"):  # a float64 beyond float32 is inf, refused later
+                array = np.frombuffer(body[start:end], dtype).reshape(shape).astype(np.float32)
+            tensors[name] = array
             position = end
         if position != len(body):
             raise ValueError(f"{len(body) - position} bytes follow the last tensor")
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+    except (
+        KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError, AttributeError,
+    ) as error:  # fmt: skip
         raise ArtifactError(f"{source} is not a sound safetensors file: {error}.") from error
     return tensors
 

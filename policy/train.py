@@ -257,6 +257,7 @@ class Trainer:
         finally:
             if stopped is not None:
                 signal.signal(signal.SIGINT, stopped)
+            self.model.logger.close()
         self.save_checkpoint()
         policy = self.export()
         save(policy, self.folder)

@@ -142,6 +142,7 @@ def _broken() -> list[Any]:
         out.append(edit(("moves", "learning_rate", "delta"), value))
         out.append(edit(("action", "learning_rate"), value))
         out.append(edit(("schedule",), value))
+    out.append(edit(("schedule",), -1e300))
     out.append(edit(("moves", "learning_rat"), {"delta": 0.0}))
     out.append(edit(("action", "learning_rat"), 0.0))
     out.append(edit(("moves", "eps"), {}))

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lhopt.core.errors import ConfigurationError, ResumeError
+from lhopt.env.config import EnvConfig
+from lhopt.env.pool import TaskPool
+from lhopt.policy.artifact import load
+from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, run
+from lhopt.policy.train import TrainConfig, Trainer, noop_speed
+
+CONFIG = TrainConfig(
+    name="tiny", seed=4, updates=4, n_buckets=2, runs_per_bucket=4, n_steps=8, batch_size=32,
+    n_epochs=2, lstm=8, imitation=None, critic_warmup=3, evaluate_every=2, selection="sample",
+    env={"intervals": [4, 6]},
+)  # fmt: skip
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return [*trainer.model.policy.state_dict().values(), *trainer.averaged.values()]
+
+
+def test_a_resumed_training_continues_to_the_bit(pool: TaskPool, tmp_path: Path) -> None:
+    whole = Trainer(CONFIG, tmp_path / "whole", pool, pool)
+    expected = whole.learn()
+
+    cut = Trainer(CONFIG, tmp_path / "cut", pool, pool)
+
+    def stop(update: int, row: dict[str, float]) -> None:
+        if update == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    cut.learn(stop)
+    assert cut.update == 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+    torch.manual_seed(77)  # whatever happened in the new process
+    resumed = Trainer(CONFIG, tmp_path / "cut", pool, pool)
+    resumed.resume()
+    got = resumed.learn()
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        assert torch.equal(a, b)
+    np.testing.assert_array_equal(
+        np.asarray(whole.model._last_obs), np.asarray(resumed.model._last_obs)
+    )
+    hold_still = np.ones((8, 4), np.int64)
+    for _ in range(5):
+        x, y = whole.vec.step(hold_still), resumed.vec.step(hold_still)
+        np.testing.assert_array_equal(np.asarray(x[0]), np.asarray(y[0]))
+        np.testing.assert_array_equal(x[1], y[1])
+    assert resumed.curve == whole.curve
+    assert [row["update"] for row in whole.curve] == [1, 2, 3, 4]
+    for name, array in expected.weights.items():
+        np.testing.assert_array_equal(got.weights[name], array)
+    assert whole.model.num_timesteps == resumed.model.num_timesteps == 4 * whole.per_update
+
+    manifest = load(tmp_path / "cut" / "tiny").training
+    assert manifest["config"] == CONFIG.to_json()
+    assert manifest["config"]["seed"] == 4
+    assert manifest["env"]["intervals"] == [4, 6]
+    assert manifest["tasks"] == [["noisy-quadratic/3", 24], ["noisy-quadratic/4", 18]]
+    assert manifest["curve"] == whole.curve
+    assert (tmp_path / "cut" / "logs" / "progress.csv").exists()
+
+    # and a finished training has nothing left to do
+    done = Trainer(CONFIG, tmp_path / "cut", pool, pool)
+    done.resume()
+    done.learn()
+    for a, b in zip(weights(done), weights(resumed), strict=True):
+        assert torch.equal(a, b)
+    other = Trainer(replace(CONFIG, learning_rate=1e-3, lstm=16), tmp_path / "cut", pool)
+    with pytest.raises(ResumeError, match=r"learning_rate: 0\.0007, now 0\.001; lstm: 8, now 16"):
+        other.resume()
+
+
+def test_there_must_be_something_to_resume(pool: TaskPool, tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match="start without --resume"):
+        Trainer(CONFIG, tmp_path, pool).resume()
+
+
+def test_more_updates_are_the_same_training_and_other_settings_are_not() -> None:
+    same = [
+        replace(CONFIG, updates=9),
+        replace(CONFIG, selection="mean"),
+        replace(CONFIG, name="x"),
+    ]
+    assert {c.fingerprint() for c in same} == {CONFIG.fingerprint()}
+    other = [replace(CONFIG, seed=5), replace(CONFIG, env={}), replace(CONFIG, gamma=0.9)]
+    assert len({c.fingerprint() for c in [CONFIG, *other]}) == 4
+
+
+def test_a_batch_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="must divide the 64 transitions"):
+        replace(CONFIG, batch_size=33)
+
+
+def test_evaluation_runs_every_kind_of_controller(pool: TaskPool, make: Callable[..., Any]) -> None:
+    entry, config = pool.entries[0], EnvConfig(noise_scale=0.0)
+    controls = config.controls
+    policy = make(controls=controls, selection="sample")
+    starts = {"learning_rate": np.array([1e-3, 1e-2])}
+
+    def go(controller: Callable[[Any], Any]) -> Any:
+        return run(entry, config, controller, seeds=[1, 2], starts=starts, n_intervals=5)
+
+    still = go(lambda _: hold)
+    assert not still.actions.any()
+    assert still.actions.shape == (4, 2, 6)
+    a, b = (go(lambda episode: closed_loop(policy, episode.n_runs)) for _ in range(2))
+    np.testing.assert_array_equal(a.actions, b.actions)
+    np.testing.assert_array_equal(a.final_loss, b.final_loss)
+    assert a.actions.any()
+    c = go(lambda _: random_choices(controls, seed=3))
+    assert np.isfinite(c.log2_speed).all()
+    path = np.zeros((2, 6))
+    path[1, 0] = 1.0
+    d = go(lambda episode: open_loop(np.array([0.0, 1.0]), path, episode.n_decisions))
+    np.testing.assert_allclose(d.actions[:, :, 0].sum(0), 0.8)  # the last interval is not decided
+    speeds = noop_speed(pool, config, n_runs=2)
+    assert set(speeds) == {"noisy-quadratic"}
