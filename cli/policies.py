@@ -1,0 +1,165 @@
+"""`lhopt policies`: the bundled policies, what a policy steers and was trained on, and checks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import ArtifactError, UnknownNameError
+
+if TYPE_CHECKING:
+    from ..policy.artifact import Policy
+
+_HEADER = ("name", "optimizer", "digest", "features", "controls", "updates")
+_RIGHT = {3, 5}  # columns of numbers
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `policies`."""
+    parser = subparsers.add_parser(
+        "policies",
+        help="list the bundled policies, show one, verify policy files",
+        description="A policy is given by the name of a bundled one, or by the path of its "
+        "NAME.json or NAME.safetensors. Without a word, the bundled ones are listed.",
+    )
+    words = parser.add_subparsers(dest="what", metavar="WORD")
+    words.add_parser("list", help="the bundled policies (the default)")
+    show = words.add_parser("show", help="what one policy reads, steers and was trained on")
+    show.add_argument("policy", metavar="NAME", help="name or path of a policy")
+    verify = words.add_parser("verify", help="check files; exit status 1 if one is broken")
+    verify.add_argument("policies", metavar="PATH_OR_NAME", nargs="+", help="what to check")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked; 0, 1 if a policy is broken, 2 if there is none of that name."""
+    try:
+        if args.what == "show":
+            print("\n".join(_page(_find(args.policy))))
+            return 0
+        if args.what == "verify":
+            return max([_verify(name) for name in args.policies])
+        return _list()
+    except UnknownNameError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ArtifactError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _find(name: str) -> Policy:
+    """A bundled policy by name, or any by path."""
+    from ..policy.artifact import load
+    from ..policy.bundled import FOLDER, names
+
+    if name in names():
+        return load(FOLDER / name)
+    path = Path(name)
+    if path.name != name or path.suffix in (".json", ".safetensors") or path.exists():
+        return load(path)
+    raise UnknownNameError("bundled policy", name, names())
+
+
+def _list() -> int:
+    from ..policy.bundled import names
+
+    rows, broken = [], []
+    for name in names():
+        try:
+            policy = _find(name)
+        except ArtifactError as error:
+            broken.append(f"{name} is broken: {error}")
+            continue
+        rows.append(
+            (
+                policy.name,
+                policy.optimizer,
+                policy.digest[:12],
+                str(len(policy.features)),
+                ", ".join(control.name for control in policy.controls),
+                str(policy.training.get("updates", "-")),
+            )
+        )
+    _print_table([_HEADER, *rows])
+    for line in broken:
+        print(line, file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _verify(name: str) -> int:
+    """Print one line; 0 if the policy is sound."""
+    try:
+        policy = _find(name)
+    except (ArtifactError, UnknownNameError) as error:
+        print(f"{name}: FAILED. {error}")
+        return 1
+    print(f"{name}: OK, {policy.name} {policy.digest[:12]} for {policy.optimizer}")
+    return 0
+
+
+def _page(policy: Policy) -> list[str]:
+    schedule = ", ".join(f"{k} {_short(v)}" for k, v in policy.schedule.to_json().items())
+    lines = [
+        policy.name,
+        f"  digest     {policy.digest}",
+        f"  optimizer  {policy.optimizer}",
+        f"  selection  {policy.selection}",
+        f"  schedule   {schedule}",
+        f"  network    LSTM of {policy.hidden_size}, reads {len(policy.features)} features",
+        "",
+        "controls",
+    ]
+    width = max(len(control.name) for control in policy.controls)
+    for control in policy.controls:
+        sign = "x" if control.kind == "scale" else "shift"
+        choices = " ".join(f"{choice:g}" for choice in control.choices)
+        bounds = f"in [{control.low:g}, {control.high:g}]"
+        lines.append(f"  {control.name:<{width}}  {sign} {choices}  {bounds}")
+    training = policy.training
+    if not training:
+        return [*lines, "", "no training report"]
+    lines += ["", "training"]
+    if "updates" in training:
+        lines.append(f"  updates      {training['updates']}")
+    if "cpu_seconds" in training:
+        lines.append(f"  cpu_seconds  {training['cpu_seconds']}")
+    tasks = training.get("tasks")
+    if isinstance(tasks, Sequence) and tasks:
+        families = Counter(str(task).split("/")[0] for task, *_ in tasks)
+        counted = ", ".join(f"{family} {n}" for family, n in families.items())
+        lines.append(f"  tasks        {len(tasks)}: {counted}")
+    curve = training.get("curve")
+    if isinstance(curve, Sequence) and curve:
+        lines += ["", "last row of the curve", *_table(curve[-1])]
+    for part in ("config", "env"):
+        if isinstance(training.get(part), Mapping):
+            lines += ["", part, *_table(training[part])]
+    return lines
+
+
+def _table(row: Mapping[str, Any]) -> list[str]:
+    width = max(map(len, row), default=0)
+    return [f"  {key:<{width}}  {_short(value)}" for key, value in row.items()]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_short, value)) or "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _print_table(table: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for row in table:
+        cells = [
+            cell.rjust(width) if i in _RIGHT else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
