@@ -114,7 +114,7 @@ def _page(policy: Policy) -> list[str]:
         "",
         "controls",
     ]
-    width = max(len(control.name) for control in policy.controls)
+    width = max((len(control.name) for control in policy.controls), default=0)
     for control in policy.controls:
         sign = "x" if control.kind == "scale" else "shift"
         choices = " ".join(f"{choice:g}" for choice in control.choices)

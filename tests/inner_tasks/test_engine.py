@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lhopt.core.errors import ConfigurationError
-from lhopt.core.moments import MOMENTS
+from lhopt.core.moments import MOMENTS, tensor_moments
 from lhopt.core.types import FloatArray
 from lhopt.inner_tasks import InnerTask, get_task
 from lhopt.inner_tasks.engine import (
@@ -197,6 +197,35 @@ def test_moments_are_those_of_one_run_by_hand() -> None:
         assert row["pp"] == pytest.approx(float(before[name].square().sum()), rel=1e-5, abs=1e-12)
         assert row["uu"] == pytest.approx(float(update.square().sum()), rel=1e-3)
         assert row["gu"] == pytest.approx(float((gradient[name] * update).sum()), rel=1e-3)
+
+
+def test_the_steerable_face_measures_as_the_engine_does() -> None:
+    """What the Tuner reads of a job and what the environment reads of a run are the same."""
+    task, rate = digits(), 0.02
+    settings = Settings(rate, one_minus_beta1=0.25, one_minus_beta2=0.01, weight_decay=0.1)
+    runs = BatchedRuns(task, [SEEDS[0]], settings, rule=STEERABLE)
+    runs.advance(12)
+    seen = runs.advance(1, [0])
+    rows: list[torch.Tensor] = []
+    clips: list[float | None] = []
+
+    class Measured(SteerableAdamW):
+        def step(self, closure: Any = None) -> Any:
+            before = [p.detach().clone() for p in self.param_groups[0]["params"]]
+            super().step(closure)
+            rows.clear()
+            clips.append(self.last_clipped)
+            for p, old in zip(self.param_groups[0]["params"], before, strict=True):
+                momentum, adam_like = self.momentum(p), self.adam_like(p)
+                assert momentum is not None
+                assert adam_like is not None
+                update = (old - p.detach()) / rate
+                parts = (p.grad, momentum, update, old, adam_like)
+                rows.append(torch.stack(tensor_moments(*(x.reshape(-1) for x in parts))))
+
+    alone(task, SEEDS[0], lambda p: Measured(p, rate), 13)
+    np.testing.assert_allclose(torch.stack(rows), seen.moments[0, 0, :, 1:], rtol=2e-3, atol=1e-5)
+    assert clips[-1] == seen.clipped[0, 0]
 
 
 def test_clipping_is_reported_where_the_rule_clips() -> None:
