@@ -39,7 +39,8 @@ class SteerableAdamW(torch.optim.Optimizer):
             evaluate(model)
             torch.save(model.state_dict(), "model.pt")
 
-    Training goes on from the raw weights, so a checkpoint to resume from is saved outside.
+    Training goes on from the raw weights, so a checkpoint to resume from is saved outside. Running
+    statistics of a BatchNorm are buffers, and stay those of the raw weights.
 
     Per step, over the parameters that have a gradient, with n the norm of all gradients together
     and M the decaying maximum of its past values:

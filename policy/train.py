@@ -227,7 +227,9 @@ class Trainer:
         row = {"update": 0.0, "imitation/loss": losses[-1], **self.evaluate()}
         self.curve.append({k: round(v, 4) for k, v in row.items()})
         if "eval/mean_reward" in row:
-            self.best = (row["eval/mean_reward"], 0, self.averaged)
+            # a copy: the averages move on in place
+            kept = {k: v.clone() for k, v in self.averaged.items()}
+            self.best = (row["eval/mean_reward"], 0, kept)
         save(self.export(), self.folder / "imitation")
 
     def learn(self, on_update: Callable[[int, dict[str, float]], None] | None = None) -> Policy:

@@ -82,6 +82,23 @@ def test_a_resumed_training_continues_to_the_bit(pool: TaskPool, tmp_path: Path)
         other.resume()
 
 
+def test_a_warm_start_that_stays_the_best_is_what_is_exported(
+    pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lhopt.policy.train.imitate", lambda *_, **__: [0.5])
+    config = replace(CONFIG, imitation={}, updates=2, evaluate_every=99, critic_warmup=0)
+    trainer = Trainer(config, tmp_path, pool, pool)
+    start = trainer.export(best=False)
+    exported = trainer.learn()
+    assert trainer.curve[0]["imitation/loss"] == 0.5
+    assert exported.training["updates"] == 0
+    for name, array in start.weights.items():
+        np.testing.assert_array_equal(exported.weights[name], array)
+    moved = trainer.export(best=False)
+    assert any((moved.weights[n] != array).any() for n, array in start.weights.items())
+    assert load(tmp_path / "imitation" / "tiny").weights.keys() == start.weights.keys()
+
+
 def test_there_must_be_something_to_resume(pool: TaskPool, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match="start without --resume"):
         Trainer(CONFIG, tmp_path, pool).resume()

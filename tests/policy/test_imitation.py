@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lhopt.core.actions import COLUMN
+from lhopt.core.controls import CONTROLS
+from lhopt.env.config import EnvConfig
+from lhopt.env.episode import Episode, draw
+from lhopt.env.pool import TaskPool
+from lhopt.policy.imitation import ImitationConfig, find_expert, teacher, two_hot
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "clip_ratio"])
+def test_the_mean_of_a_two_hot_label_is_the_move_asked_for(name: str) -> None:
+    control = CONTROLS[name]
+    gap = np.linspace(-3.0, 3.0, 61)
+    p = two_hot(gap, control)
+    np.testing.assert_allclose(p.sum(1), 1.0)
+    assert (p >= 0).all()
+    assert ((p > 0).sum(1) <= 2).all()
+    wanted = gap.clip(control.deltas.min(), control.deltas.max())
+    np.testing.assert_allclose(p @ control.deltas, wanted, atol=1e-12)
+
+
+def test_the_teachers_moves_lead_to_the_expert(
+    pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
+    config, entry = EnvConfig(intervals=(6, 6), noise_scale=0.1), pool.entries[0]
+    tiny = ImitationConfig(trials=8, top=2)
+    expert = find_expert(entry, config, tiny)
+    steered = [COLUMN[c.name] for c in config.controls]
+    assert np.isfinite(expert[steered]).all()
+    np.testing.assert_array_equal(find_expert(entry, config, tiny), expert)  # from the cache
+    episode = Episode(
+        entry.task, entry.spec.steps, config, draw(config, np.random.default_rng(0), 3),
+        entry.frontier,
+    )  # fmt: skip
+    aim = expert.copy()
+    aim[steered] = episode.start[0, steered] * 1.5  # within the reach of one decision
+    for _ in range(2):
+        episode.step(teacher(episode, aim))
+    schedule = np.exp(episode.situation().schedule)
+    values = episode.values.copy()
+    values[:, COLUMN["learning_rate"]] /= schedule
+    np.testing.assert_allclose(values[:, steered], np.tile(aim[steered], (3, 1)), rtol=1e-6)
