@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -128,7 +129,8 @@ def _summary(summaries: Sequence[Summary], policies: Mapping[str, Policy]) -> st
     for summary in summaries:
         row = asdict(summary)
         row["arm"] = summary.arm.name
-        row["beaten"] = None if summary.beaten != summary.beaten else summary.beaten
+        for name in ("beaten", "paired"):  # JSON has no nan
+            row[name] = None if math.isnan(row[name]) else row[name]
         rows.append(row)
     digests = {name: policy.digest for name, policy in policies.items()}
     return json.dumps({"policies": digests, "arms": rows}, indent=1, allow_nan=False)

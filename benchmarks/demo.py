@@ -16,10 +16,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ..env.frontier import Frontier
+from .demo_job import BATCH_SIZES, cosine
 from .demo_rivals import TUNING_SEED, best_rates
 from .picture import BLUE, GREEN, GREY, ORANGE, PINK, Line, draw_demo
 from .processes import DemoError, Processes
@@ -251,7 +253,6 @@ def table(jobs: Sequence[Job], frontier: Frontier) -> str:
     for job in jobs:
         end = job.final
         loss = end["valid"]["loss"]
-        speed = 2.0 ** float(frontier.log2_speed(float("inf") if loss is None else loss))
         lines.append(
             (
                 job.label,
@@ -261,7 +262,7 @@ def table(jobs: Sequence[Job], frontier: Frontier) -> str:
                 f"{end['test']['accuracy']:.1%}",
                 str(end["steps"]),
                 f"{end['seconds']:.1f}",
-                f"{speed:.2f}",
+                speed(loss, frontier),
                 f"{job.decisions} ({job.held} held)" if job.decisions else "-",
             )
         )
@@ -274,6 +275,22 @@ def table(jobs: Sequence[Job], frontier: Frontier) -> str:
         for line in lines
     ]
     return "\n".join([rows[0], "-" * max(map(len, rows)), *rows[1:]])
+
+
+def speed(loss: float | None, frontier: Frontier) -> str:
+    """The budget at which the tuned cosine reaches a loss; no guess outside what it was run at."""
+    if not falls(frontier):
+        return "-"
+    if loss is None or loss > frontier.losses[0]:
+        return f"< {frontier.budgets[0]:g}"
+    if loss < min(frontier.losses):
+        return f"> {frontier.budgets[-1]:g}"
+    return f"{2.0 ** float(frontier.log2_speed(loss)):.2f}"
+
+
+def falls(frontier: Frontier) -> bool:
+    """Whether a larger budget gave the tuned cosine a lower loss; or budgets measure nothing."""
+    return all(a > b for a, b in pairwise(frontier.losses))
 
 
 def footnote(plan: Plan, frontier: Frontier) -> str:
@@ -292,7 +309,8 @@ def footnote(plan: Plan, frontier: Frontier) -> str:
             f"rates from {min(plan.rates):g} to {max(plan.rates):g} at {len(BUDGETS)} lengths, "
             f"seed {TUNING_SEED}){edge}; the other jobs: no tuning, one run each.",
             f"h*: budget, in units of ours, at which the tuned cosine reaches the same validation "
-            f"loss; it came to {points}.",
+            f"loss; it came to {points}."
+            + ("" if falls(frontier) else " That does not fall, so no speed can be read off it."),
             "One seed, so a story and no claim: `lhopt bench` has many tasks, seeds and intervals. "
             "Seconds: of the training loop, the server's answers included.",
         )
@@ -305,7 +323,7 @@ def _number(value: float | None) -> str:
 
 def _title(plan: Plan) -> str:
     name = {"digits": "Digits (8x8)", "fashion-mnist": "Fashion-MNIST (28x28)"}[plan.data]
-    return f"{name}, a small CNN, {plan.steps} steps of 64 images"
+    return f"{name}, a small CNN, {plan.steps} steps of {BATCH_SIZES[plan.data]} images"
 
 
 def _lines(steered: Sequence[Job], rivals: Sequence[Job]) -> list[Line]:
@@ -314,7 +332,12 @@ def _lines(steered: Sequence[Job], rivals: Sequence[Job]) -> list[Line]:
     for job, (colour, style) in zip([*steered, *rivals], looks, strict=True):
         steps, losses = zip(*job.curve, strict=True) if job.curve else ((), ())
         label = f"{job.label} (lr {job.rate:.2g})" if job in rivals[:1] else job.label
-        lines.append(Line(label, colour, style, steps, losses, job.path))
+        rates: list[tuple[float, float]] = []
+        if job in rivals[:1] and job.rate is not None:
+            # down to a hundredth of its peak: further, the log axis would show little else
+            every = ((step, cosine(step, job.steps)) for step in range(job.steps))
+            rates = [(step, job.rate * share) for step, share in every if share >= 0.01]
+        lines.append(Line(label, colour, style, steps, losses, job.path, rates))
     return lines
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .demo_job import load_data, train
+from .demo_job import BATCH_SIZES, load_data, train
 
 UNTUNED_RATE = 1e-3
 TUNING_SEED, SEED = 1, 0
@@ -46,7 +46,10 @@ def main() -> None:
     torch.set_num_threads(1)
     splits = load_data(args.data)
     with args.out.open("a") as out:
-        one = partial(train, splits, optimizer_name="AdamW", url=None, out=out)
+        one = partial(
+            train, splits, optimizer_name="AdamW", batch_size=BATCH_SIZES[args.data], url=None,
+            out=out,
+        )  # fmt: skip
         final = partial(one, seed=SEED)
         for run, schedule in (("cosine", "cosine"), ("constant", "constant")):
             final(run, steps=args.steps, lr=UNTUNED_RATE, schedule=schedule, curve=True)

@@ -86,6 +86,7 @@ class Line:
         steps: Steps at which `losses` were measured.
         losses: Validation losses.
         paths: By control, (step, value) after each decision; empty for jobs that nobody steered.
+        rates: (step, learning rate) of a job with a schedule of its own, to compare with.
     """
 
     label: str
@@ -94,6 +95,7 @@ class Line:
     steps: Sequence[float]
     losses: Sequence[float]
     paths: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    rates: Sequence[tuple[float, float]] = ()
 
 
 def draw_demo(lines: Sequence[Line], title: str, total_steps: int, path: Path) -> None:
@@ -134,6 +136,12 @@ def draw_demo(lines: Sequence[Line], title: str, total_steps: int, path: Path) -
                 linestyle=line.style, linewidth=1.3,
             )  # fmt: skip
             panel.plot(steps, values, "o", color=line.colour, markersize=3)
+        if name == "learning_rate":
+            for line in (line for line in lines if line.rates):
+                panel.plot(
+                    [step for step, _ in line.rates], [rate for _, rate in line.rates],
+                    color=line.colour, linestyle=line.style, linewidth=1.2,
+                )  # fmt: skip
         panel.set_yscale("log")
         _plain_log_axis(panel)
         panel.set_xlim(0, total_steps * 1.01)
@@ -157,11 +165,16 @@ def _moves(line: Line, name: str) -> bool:
 
 def _plain_log_axis(axes: Any) -> None:
     """Few, readable labels, also where the values span less than a decade."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axes.get_ylim()
-    narrow = high / low < 30
-    subs = (1.0, 2.0, 5.0) if narrow else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(base=10.0, subs=subs, numticks=8))
+    span = high / low
+    subs: tuple[float, ...] = (1.0,)
+    if span < 12:
+        subs = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    elif span < 50:
+        subs = (1.0, 2.0, 5.0)
+    locator = MaxNLocator(5) if span < 2 else LogLocator(base=10.0, subs=subs, numticks=8)
+    axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

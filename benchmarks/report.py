@@ -23,6 +23,8 @@ RESAMPLES = 2000
 HARM = 0.7
 #: The arm that everybody would have without us.
 RIVAL = "adamw-cosine"
+#: The baseline's own runs on the arms' seeds.
+TUNED = "adamw-tuned"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Summary:
         diverged: Runs whose loss is not finite.
         clipped: Runs whose h* lies on an end of what can be read.
         runs: Runs in all.
+        paired: Geometric mean of h* over that of the tuned baseline's run with the same seed:
+            free of what makes a seed lucky for both; nan where those runs are missing.
         beaten: Share of tasks with a lower mean log loss than `RIVAL`; nan for the rival itself.
         cpu: CPU time per step in units of plain AdamW's; None where no real loop ran.
     """
@@ -70,6 +74,7 @@ class Summary:
     diverged: int
     clipped: int
     runs: int
+    paired: float
     beaten: float
     cpu: float | None
 
@@ -167,11 +172,28 @@ def summarise(
                 diverged=sum(row.loss is None for row in own),
                 clipped=int(np.isin(every, SPEED_BOUNDS).sum()),
                 runs=len(own),
+                paired=paired(own, rows, frontiers),
                 beaten=beaten(runs, by_arm.get(RIVAL, {})) if arm.name != RIVAL else math.nan,
                 cpu=_cpu(own),
             )
         )
     return out
+
+
+def paired(ours: Sequence[Row], rows: Sequence[Row], frontiers: Mapping[str, Frontier]) -> float:
+    """Geometric mean of the ratio of h* to the tuned baseline's on the same task and seed."""
+
+    def log2_speed(row: Row) -> float:
+        loss = math.inf if row.loss is None else row.loss
+        return float(frontiers[row.task].log2_speed(loss))
+
+    tuned = {(row.task, row.seed): log2_speed(row) for row in rows if row.arm == TUNED}
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for row in ours:
+        if (row.task, row.seed) not in tuned:
+            return math.nan
+        ratios[row.task].append(log2_speed(row) - tuned[row.task, row.seed])
+    return float(2.0 ** np.mean([np.mean(values) for values in ratios.values()]))
 
 
 def beaten(ours: Mapping[str, FloatArray], rival: Mapping[str, FloatArray]) -> float:
@@ -198,7 +220,7 @@ def _cpu(rows: Sequence[Row]) -> float | None:
 def table(summaries: Sequence[Summary]) -> str:
     """The table as text."""
     header = (
-        "arm", "h*", "95% interval", "worst task", "harm", "diverged", "clipped",
+        "arm", "h*", "95% interval", "paired", "worst task", "harm", "diverged", "clipped",
         "beats 1e-3 cos.", "CPU/step",
     )  # fmt: skip
     lines = [header]
@@ -209,6 +231,7 @@ def table(summaries: Sequence[Summary]) -> str:
                 s.arm.label,
                 f"{s.speed:.2f}",
                 f"{s.low:.2f} - {s.high:.2f}",
+                "-" if math.isnan(s.paired) else f"{s.paired:.2f}",
                 f"{speed:.2f} {task}",
                 f"{s.harm:.0%}",
                 f"{s.diverged}/{s.runs}",
@@ -218,7 +241,7 @@ def table(summaries: Sequence[Summary]) -> str:
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    left = {0, 3}
+    left = {0, 4}
     rows = [
         "  ".join(
             cell.ljust(w) if i in left else cell.rjust(w)
@@ -265,6 +288,7 @@ def footnote(
         f"{len(frontiers)} held-out tasks of {steps[0]} to {steps[-1]} steps, equal weight; "
         "interval: 95%, bootstrap over tasks, runs and the baseline's own runs. "
         f"Bluntest frontier: {resolution:.2f} octaves (standard error).",
+        "Paired: h* over that of the tuned baseline's run with the same weights and data order.",
         "Steered arms start a decade above and a decade below their optimizer's best rate. "
         f"Harm: runs with h* < {HARM}.",
         "CPU/step: of the whole loop with the Tuner, in units of plain torch.optim.AdamW.",

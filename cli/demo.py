@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     data = args.data
     if data == "auto":
         data = "fashion-mnist" if available((FASHION,)) and not args.quick else "digits"
-    steps = args.steps or (60 if args.quick else 400)
+    steps = args.steps or (60 if args.quick else 400 if data == "fashion-mnist" else 200)
     rates = (1e-2, 3e-2, 1e-1) if args.quick else RATES
     run_demo(Plan(data, steps, rates, args.output, args.policies))
     return 0

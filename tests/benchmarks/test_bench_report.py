@@ -12,6 +12,7 @@ from lhopt.benchmarks.report import (
     by_task,
     footnote,
     intervals,
+    paired,
     permitted,
     summarise,
     table,
@@ -89,6 +90,13 @@ def test_the_interval_knows_the_noise_of_the_runs_and_of_the_baseline() -> None:
     low, high = intervals(exact_runs, noisy, resamples=500)["adamw-policy"]
     assert low < 0.95
     assert high > 1.05
+
+
+def test_paired_speeds_are_ratios_to_the_tuned_run_of_the_same_seed() -> None:
+    rows = [row("adamw-policy", "a", 1.0, seed=0), row("adamw-policy", "a", 3.0, seed=1)]
+    assert math.isnan(paired(rows, rows, FRONTIERS))
+    rows += [row("adamw-tuned", "a", 0.5, seed=0), row("adamw-tuned", "a", 1.5, seed=1)]
+    assert paired(rows[:2], rows, FRONTIERS) == pytest.approx(2.0, rel=1e-2)
 
 
 def test_a_task_is_beaten_by_mean_log_loss_and_divergence_loses() -> None:

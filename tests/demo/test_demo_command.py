@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lhopt.benchmarks.demo import Job, Plan, footnote, table
+from lhopt.benchmarks.demo import Job, Plan, footnote, speed, table
 from lhopt.benchmarks.demo_job import cosine
 from lhopt.benchmarks.demo_rivals import best_rates
 from lhopt.benchmarks.processes import DemoError, Processes
@@ -164,6 +165,12 @@ def test_the_table_reads_speeds_off_the_tuned_runs_and_names_the_tuning_budget()
     line = table([job], frontier).splitlines()[-1]
     assert "2.00" in line  # the tuned cosine needs twice our steps for 0.5
     assert "2 (1 held)" in line
+    assert [speed(loss, frontier) for loss in (None, 3.0, 1.0, 0.4)] == [
+        "< 0.5", "< 0.5", "1.00", "> 2"
+    ]  # fmt: skip
+    flat = replace(frontier, losses=(2.0, 0.5, 0.6))
+    assert speed(1.0, flat) == "-"
+    assert "no speed" in footnote(plan, flat)
     below = footnote(plan, frontier)
     assert "9 runs, 1,050 steps of tuning" in below
     assert "EDGE" not in below
