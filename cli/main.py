@@ -1,4 +1,4 @@
-"""`lhopt`: serve, train, bench, demo, tasks, policies, keys. Each word is one file beside this one."""
+"""`lhopt`, the command line: each word is one file beside this one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..core.errors import LhoptError
 
 #: One module per word, in the order of the help text. Each has `add_parser` and `run`, and imports
 #: what is heavy only when it runs.
-WORDS: tuple[str, ...] = ("serve", "keys", "train", "tasks")
+WORDS: tuple[str, ...] = ("demo", "serve", "keys", "train", "policies", "bench", "tasks")
 
 
 def build_parser() -> argparse.ArgumentParser:

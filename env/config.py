@@ -9,10 +9,7 @@ from typing import Any
 from ..core.controls import Control, get_controls
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..core.schedules import Schedule
-from ..optimizers.update import ADAMW, UpdateRule
-
-#: `SteerableAdamW` at its defaults, as the environment's update rule.
-STEERABLE = UpdateRule(orthogonal=True, ns_steps=3, trust_power=0.5, average=0.1, clip=True)
+from ..optimizers.update import ADAMW, STEERABLE, UpdateRule
 
 
 @dataclass(frozen=True)
