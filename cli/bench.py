@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fresh and args.what != "frontiers":
         raise ConfigurationError("--fresh belongs to `lhopt bench frontiers`.")
     try:
+        import matplotlib  # noqa: F401  (a bench of minutes must not fail at its picture)
         import torch
         import tqdm  # noqa: F401
 
