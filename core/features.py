@@ -164,7 +164,8 @@ def _ranks(x: _Inputs) -> dict[str, FloatArray]:
     """CDF of each statistic in its own history: Phi((x - mean) / std), as -1..1; 0 is unknown."""
     values = x.statistics.values[:, _RANKED_COLUMNS][:, :, None]
     std = np.sqrt(x.after.var)
-    known = (std > 1e-12 * (1.0 + np.abs(x.after.mean))) & np.isfinite(values)
+    # relative to the mean: a constant history has a std of rounding, whatever its unit
+    known = (std > 1e-9 * np.abs(x.after.mean)) & (std > 1e-150) & np.isfinite(values)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         z = np.where(known, (values - x.after.mean) / np.where(known, std, 1.0), 0.0)
     rank = 2.0 * normal_cdf(z) - 1.0

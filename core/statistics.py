@@ -51,6 +51,9 @@ STATISTICS: tuple[str, ...] = STEP_STATISTICS + INTERVAL_STATISTICS
 #: A report without these is refused; the others may be left out (read as nan).
 REQUIRED: tuple[str, ...] = ("train_loss",)
 INDEX: dict[str, int] = {name: i for i, name in enumerate(STATISTICS)}
+#: Log-ratios of momentum to gradient are read this far. At a run's first step m equals g up to
+#: rounding, and log |m| / |m - g| is a large number that says only how the rounding fell.
+RATIO_BOUND = 5.0
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,9 @@ def measure(
         per_tensor = {
             "adam_like": adam_like,
             "log_update_abs": log_abs_u,
-            "log_momentum_over_grad": np.clip(log_m_over_g, -20, 20),
+            "log_momentum_over_grad": np.clip(log_m_over_g, -RATIO_BOUND, RATIO_BOUND),
             "log_update_over_param": np.log(lr * np.sqrt(uu) + TINY) - log_norm(pp),
-            "log_noise_scale": np.clip(log_noise, -20, 20),
+            "log_noise_scale": np.clip(log_noise, -RATIO_BOUND, RATIO_BOUND),
             "cos_grad_momentum": cos_gm,
             "cos_grad_param": cos_gp,
             "log_param_over_update": log_norm(pp) - log_norm(uu),

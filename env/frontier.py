@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import FrontierError
+from ..core.errors import ConfigurationError, FrontierError
 from ..core.types import FloatArray, IntArray
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
@@ -45,6 +45,16 @@ class FrontierConfig:
     rates: tuple[float, ...] = tuple(float(10.0 ** (k / 3.0)) for k in range(-12, 1))
     seeds: tuple[int, ...] = (900_001, 900_002)
 
+    def __post_init__(self) -> None:
+        ordered = sorted(set(self.budgets)) == list(self.budgets) and min(self.budgets) > 0
+        if not ordered or 1.0 not in self.budgets or self.budgets[-1] <= 1.0:
+            raise ConfigurationError(
+                f"budgets is {self.budgets}; ascending numbers are wanted, 1.0 among them and at "
+                "least one beyond it."
+            )
+        if not self.rates or not self.seeds:
+            raise ConfigurationError("A frontier needs at least one rate and one seed.")
+
 
 @dataclass(frozen=True)
 class Frontier:
@@ -56,7 +66,7 @@ class Frontier:
         budgets: Ascending, in units of `steps`.
         losses: Mean final `outer_valid` loss at the best rate, as measured.
         best_rates: That rate, per budget.
-        noise: Standard error of log loss at budget 1, over seeds.
+        noise: Standard deviation of log loss at budget 1 over seeds, at the best rate.
         untrained: Loss before the first step.
         grid: `(budgets, rates)` mean final loss of every rate tried; None is divergence.
         rates: The rates tried.
@@ -95,7 +105,7 @@ class Frontier:
 
     @property
     def resolution(self) -> float:
-        """Standard error of the baseline's own final loss, in octaves of speed.
+        """Standard deviation of one baseline run's final loss, in octaves of speed.
 
         Large where the frontier is flat: there a speed says little, and a task is of no use.
         """

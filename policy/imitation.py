@@ -26,7 +26,9 @@ from ..core.types import FloatArray
 from ..env.config import EnvConfig
 from ..env.episode import Draw, Episode, draw
 from ..env.frontier import FrontierConfig, cache_folder, cache_key
-from ..env.pool import Entry, TaskPool
+from ..env.pool import TaskSpec
+from ..inner_tasks.base import InnerTask
+from ..inner_tasks.registry import get_task
 from .learner import HyperparameterPolicy
 
 #: Range of the search around the start, in decades (`scale`) or logit shift; small moves of the
@@ -49,6 +51,9 @@ class ImitationConfig:
     """How the warm start is made.
 
     Attributes:
+        tasks_per_family: Tasks drawn from each training family for this stage alone. A teacher
+            needs no frontier, so these may be many more than PPO's, and breadth is what carries
+            over to tasks of other families.
         trials: Random settings tried per task.
         top: Best settings whose geometric mean is the expert.
         rounds: Rounds of collecting runs and fitting.
@@ -58,16 +63,19 @@ class ImitationConfig:
         learning_rate: Of Adam in the fit.
     """
 
+    tasks_per_family: int = 16
     trials: int = 64
     top: int = 4
     rounds: int = 24
-    runs: int = 32
-    tasks: int = 5
+    runs: int = 24
+    tasks: int = 10
     passes: int = 4
     learning_rate: float = 2e-3
 
 
-def find_expert(entry: Entry, config: EnvConfig, imitation: ImitationConfig) -> FloatArray:
+def find_expert(
+    task: InnerTask, steps: int, config: EnvConfig, imitation: ImitationConfig
+) -> FloatArray:
     """Good settings of one task under the default schedule: `(controls,)`, nan if not steered.
 
     Random search over `imitation.trials` settings, one run each; the geometric mean of the best
@@ -82,11 +90,11 @@ def find_expert(entry: Entry, config: EnvConfig, imitation: ImitationConfig) -> 
     }
     text = json.dumps(described, sort_keys=True, default=str)
     mark = hashlib.sha256(text.encode()).hexdigest()[:12]
-    name = f"expert-{cache_key(entry.task, entry.spec.steps, FrontierConfig())}-{mark}.json"
+    name = f"expert-{cache_key(task, steps, FrontierConfig())}-{mark}.json"
     path = cache_folder() / name
     if path.exists():
         return np.array([np.nan if v is None else v for v in json.loads(path.read_text())])
-    rng = np.random.default_rng([7, entry.spec.steps])
+    rng = np.random.default_rng([7, steps])
     n = imitation.trials
     start = np.full((n, N_CONTROLS), np.nan)
     for control_name, value in {**config.steered.start, **config.start}.items():
@@ -100,7 +108,7 @@ def find_expert(entry: Entry, config: EnvConfig, imitation: ImitationConfig) -> 
         delta = shift * np.log(10.0) if control.kind == "scale" else shift
         start[:, COLUMN[control_name]] = control.apply(np.full(n, value), delta)
     drawn = Draw(tuple([4242] * n), start, 32, reports_valid=False)
-    episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
+    episode = Episode(task, steps, config, drawn)
     while not episode.finished:
         episode.step(np.zeros((n, N_CONTROLS)))
     best = np.argsort(episode.final_loss)[: imitation.top]
@@ -154,7 +162,7 @@ def actor_logits(policy: HyperparameterPolicy, observation: Tensor) -> Tensor:
 
 def imitate(
     policy: HyperparameterPolicy,
-    pool: TaskPool,
+    specs: Sequence[TaskSpec],
     config: EnvConfig,
     imitation: ImitationConfig,
     *,
@@ -165,18 +173,17 @@ def imitate(
 
     Args:
         policy: Whose actor is fitted; the critic is left alone.
-        pool: Training tasks.
+        specs: Training tasks, drawn from evenly.
         config: Optimizer, schedule, controls.
         imitation: Sizes.
         seed: Of everything that is drawn.
         progress: Called with a stage ("experts", "imitation"), done, total and a figure.
     """
-    experts = []
-    for i, entry in enumerate(pool.entries):
-        experts.append(find_expert(entry, config, imitation))
+    experts: list[FloatArray] = []
+    for i, spec in enumerate(specs):
+        experts.append(find_expert(get_task(spec.task), spec.steps, config, imitation))
         if progress:
-            progress("experts", i + 1, len(pool), float(experts[-1][0]))
-    numbers = {id(entry): i for i, entry in enumerate(pool.entries)}
+            progress("experts", i + 1, len(specs), float(experts[-1][0]))
     actor = [p for name, p in policy.named_parameters() if name.startswith(ACTOR)]
     optimizer = torch.optim.Adam(actor, lr=imitation.learning_rate)
     rng = np.random.default_rng([seed, 77])
@@ -184,12 +191,13 @@ def imitate(
     losses: list[float] = []
     for turn in range(imitation.rounds):
         for _ in range(imitation.tasks):
-            entry = pool.sample(rng)
+            number = int(rng.integers(len(specs)))
+            spec = specs[number]
             drawn = draw(config, rng, imitation.runs)
-            episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
+            episode = Episode(get_task(spec.task), spec.steps, config, drawn)
             # the first round is steered by teacher and chance, later ones more by the policy
             share = 0.0 if turn == 0 else 0.7
-            data.append(_collect(policy, episode, experts[numbers[id(entry)]], share, rng))
+            data.append(_collect(policy, episode, experts[number], share, rng))
         left = 1.0 - 0.9 * turn / imitation.rounds
         for group in optimizer.param_groups:
             group["lr"] = imitation.learning_rate * left

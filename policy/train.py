@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stable_baselines3.common.logger import configure
 
 from ..core.errors import ConfigurationError, ResumeError
 from ..env.config import EnvConfig
-from ..env.pool import TaskPool, build_pool, draw_specs
+from ..env.pool import TaskPool, TaskSpec, build_pool, draw_specs
 from ..env.sb3 import Sb3VecEnv
 from ..env.vector import HyperparameterVectorEnv
 from ..inner_tasks.registry import families as all_families
@@ -215,7 +215,7 @@ class Trainer:
         assert isinstance(policy, HyperparameterPolicy)
         losses = imitate(
             policy,
-            self.pool,
+            imitation_specs(self.config),
             self.env_config,
             ImitationConfig(**self.config.imitation),
             seed=self.config.seed,
@@ -239,7 +239,7 @@ class Trainer:
             The exported policy, also written to the folder.
         """
         self.warm_start()
-        self.model.set_logger(configure(str(self.folder / "logs"), ["csv", "tensorboard"]))
+        self.model.set_logger(configure(str(self._log_folder()), ["csv", "tensorboard"]))
         callback = _Progress(self, on_update)
         stopped = signal.getsignal(signal.SIGINT)
         try:
@@ -264,6 +264,10 @@ class Trainer:
         policy = self.export()
         save(policy, self.folder)
         return policy
+
+    def _log_folder(self) -> Path:
+        """One folder per start: SB3 truncates a `progress.csv` that is there already."""
+        return self.folder / "logs" / f"from-{self.update:05d}"
 
     def export(self, *, best: bool = True) -> Policy:
         """The policy so far: the averaged weights, at the best evaluation if there was one."""
@@ -464,6 +468,24 @@ def noop_speed(pool: TaskPool, config: EnvConfig, n_runs: int = 4) -> dict[str, 
     return {family: float(np.mean(values)) for family, values in out.items()}
 
 
+def imitation_specs(config: TrainConfig) -> list[TaskSpec]:
+    """Tasks of the warm start: other draws of the training families than PPO's."""
+    n = ImitationConfig(**(config.imitation or {})).tasks_per_family
+    return draw_specs(available(config.families), n, config.steps, config.seed + 3)
+
+
+def available(families: Sequence[str]) -> list[str]:
+    """Those families whose data is there; the others are named in the log.
+
+    Which tasks a policy trained on stands in its artifact.
+    """
+    there = {family.name for family in all_families(available_only=True)}
+    for family in families:
+        if family not in there:
+            logger.warning("family %s is left out: its data is missing under LHOPT_DATA", family)
+    return [family for family in families if family in there]
+
+
 def make_pools(
     config: TrainConfig,
     *,
@@ -475,12 +497,7 @@ def make_pools(
     Families whose data is missing are left out with a log line: which tasks a policy trained on
     stands in its artifact.
     """
-    there = {family.name for family in all_families(available_only=True)}
-    for family in (*config.families, *config.valid_families):
-        if family not in there:
-            logger.warning("family %s is left out: its data is missing under LHOPT_DATA", family)
-    train = [f for f in config.families if f in there]
-    valid = [f for f in config.valid_families if f in there]
+    train, valid = available(config.families), available(config.valid_families)
     specs = draw_specs(train, config.tasks_per_family, config.steps, config.seed)
     valid_specs = draw_specs(valid, 3, config.steps, config.seed + 7)
     n = len(specs) + len(valid_specs)

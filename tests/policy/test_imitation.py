@@ -31,10 +31,12 @@ def test_the_teachers_moves_lead_to_the_expert(
     monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
     config, entry = EnvConfig(intervals=(6, 6), noise_scale=0.1), pool.entries[0]
     tiny = ImitationConfig(trials=8, top=2)
-    expert = find_expert(entry, config, tiny)
+    expert = find_expert(entry.task, entry.spec.steps, config, tiny)
     steered = [COLUMN[c.name] for c in config.controls]
     assert np.isfinite(expert[steered]).all()
-    np.testing.assert_array_equal(find_expert(entry, config, tiny), expert)  # from the cache
+    np.testing.assert_array_equal(
+        find_expert(entry.task, entry.spec.steps, config, tiny), expert
+    )  # from the cache
     episode = Episode(
         entry.task, entry.spec.steps, config, draw(config, np.random.default_rng(0), 3),
         entry.frontier,

@@ -69,7 +69,7 @@ def test_a_resumed_training_continues_to_the_bit(pool: TaskPool, tmp_path: Path)
     assert manifest["env"]["intervals"] == [4, 6]
     assert manifest["tasks"] == [["noisy-quadratic/3", 24], ["noisy-quadratic/4", 18]]
     assert manifest["curve"] == whole.curve
-    assert (tmp_path / "cut" / "logs" / "progress.csv").exists()
+    assert (tmp_path / "cut" / "logs" / "from-00000" / "progress.csv").exists()
 
     # and a finished training has nothing left to do
     done = Trainer(CONFIG, tmp_path / "cut", pool, pool)
