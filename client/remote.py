@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..core.controls import CONTROLS
 from ..core.errors import LhoptError, ProtocolError
 from ..core.features import Situation
 from ..core.statistics import Statistics
+from ..core.wire import MIN_SCHEDULE
 from . import operations
 from .backends import Deadline, Hold, Opening, Terms
 from .blocking import Client, Session
@@ -85,6 +87,7 @@ class Remote:
                 self._open(deadline)
             elif self._parent is not None:
                 self._fork(self._session, deadline)
+            situation = self._steered_only(situation)
             decision = self._ask(statistics, situation, deadline)
             checked(decision, situation.relative, situation.schedule, self.steered())
         except Exception as error:
@@ -196,6 +199,12 @@ class Remote:
             return decision
         raise AssertionError("unreachable")
 
+    def _steered_only(self, situation: Situation) -> Situation:
+        """A session opened just now may steer less than was on offer; the server refuses more."""
+        ours = np.zeros(N_CONTROLS, bool)
+        ours[[COLUMN[name] for name in self.steered()]] = True
+        return replace(situation, relative=np.where(ours, situation.relative, np.nan))
+
     def _failed(self, error: Exception) -> Hold:
         """Count a failure and say it in our words."""
         if isinstance(error, Hold):
@@ -231,7 +240,12 @@ def checked(decision: Decision, relative: Any, schedule: Any, steered: tuple[str
     total = np.array([control.max_total for control in CONTROLS.values()])
     after = np.abs(so_far + decision.action_delta[0])
     within = (after <= np.maximum(total, np.abs(so_far)) + 1e-6).all()
-    if not adds_up or not within or decision.delta[0, ~ours].any() or decision.schedule[0] < -50:
+    if (
+        not adds_up
+        or not within
+        or decision.delta[0, ~ours].any()
+        or decision.schedule[0] < MIN_SCHEDULE
+    ):
         raise ProtocolError(
             f"The answer is no decision for this run: moves {decision.moves()}, steered "
             f"{', '.join(steered)}, schedule {float(decision.schedule[0])}. Nothing of it is "

@@ -27,10 +27,9 @@ def check_scheduler(scheduler: Any, optimizer: Any) -> None:
     Raises:
         ConfigurationError: See above.
     """
-    if not callable(getattr(scheduler, "step", None)):
-        raise ConfigurationError(
-            f"scheduler is a {type(scheduler).__name__}; pass the object whose step() you call."
-        )
+    if isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
+        what = "class" if isinstance(scheduler, type) else type(scheduler).__name__
+        raise ConfigurationError(f"scheduler is a {what}; pass the object whose step() you call.")
     for part in _parts(scheduler):
         owner = getattr(part, "optimizer", optimizer)
         if owner is not optimizer and getattr(owner, "optimizer", None) is not optimizer:

@@ -8,7 +8,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigurationError, ControlError, SchedulerConflict
+from ..core.controls import CONTROLS
+from ..core.errors import (
+    ConfigurationError,
+    ControlError,
+    SchedulerConflict,
+    UnknownNameError,
+)
 from ..policy import artifact, bundled
 from ..policy.artifact import Policy
 from .backends import Backend, Embedded, Terms
@@ -70,11 +76,15 @@ def offered(
 
     Raises:
         ControlError: One was asked for that the optimizer lacks, or none is left.
+        UnknownNameError: `frozen` names no control.
     """
     have = hyperparameters.names
     for word, asked in (("controls", controls or ()), ("frozen", frozen)):
         if isinstance(asked, str):
             raise ControlError(f"{word} is the string {asked!r}; a list of names is wanted.")
+    for name in frozen:  # one that is misspelt would be steered all the same
+        if name not in CONTROLS:
+            raise UnknownNameError("control", str(name), CONTROLS)
     missing = [name for name in controls or () if name not in have]
     if missing:
         raise ControlError(
@@ -115,12 +125,17 @@ def find_policy(policy: str | Path | Policy | None, optimizer: str) -> Policy:
         return bundled.for_optimizer(optimizer)
     if isinstance(policy, str) and policy in bundled.names():
         return bundled.bundled(policy)
-    if isinstance(policy, Path) or os.sep in policy or Path(policy).suffix in _SUFFIXES:
+    if _is_file(policy):
         return artifact.load(policy)
     return bundled.bundled(policy)
 
 
 _SUFFIXES = (".json", ".safetensors")
+
+
+def _is_file(policy: str | Path) -> bool:
+    """Whether a policy is given by its path, and not by a name that somebody serves."""
+    return isinstance(policy, Path) or os.sep in policy or Path(policy).suffix in _SUFFIXES
 
 
 def choose_backend(
@@ -135,10 +150,16 @@ def choose_backend(
     """The server if a URL or a client is given, else the policy in this process.
 
     Raises:
-        ConfigurationError: A policy object or file together with a server.
+        ConfigurationError: A policy object or file together with a server, or no policy at all.
         ControlError: The policy steers nothing that the optimizer has.
     """
-    local = isinstance(policy, Policy | Path)
+    if not isinstance(policy, str | Path | Policy | None):
+        raise ConfigurationError(
+            f"policy is of type {type(policy).__name__}; a name, a path or a Policy is wanted, or "
+            "nothing for the optimizer's own."
+        )
+    # a path as a string too: no server knows it, and every decision would be a hold
+    local = policy is not None and (isinstance(policy, Policy) or _is_file(policy))
     if url is None and client is None and not local:
         url = os.environ.get("LHOPT_URL") or None
     if url is None and client is None:

@@ -21,6 +21,9 @@ from .statistics import Statistics
 
 #: Sent with every session; a server answers only clients of its own version.
 WIRE_VERSION = 1
+#: Lowest log multiplier of a default schedule: nothing that is served comes near it, and factors
+#: made of it stay finite.
+MIN_SCHEDULE = -50.0
 NON_FINITE: dict[str, float] = {
     "NaN": math.nan,
     "Infinity": math.inf,
@@ -97,8 +100,13 @@ def decode_situation(
             f"progress is {progress} and share is {share}; both must lie in (0, 1]: the fraction "
             "of the run that is done, and the fraction that one interval takes."
         )
+    if not MIN_SCHEDULE <= schedule <= 1e-9:
+        raise StatisticsError(
+            f"schedule is {schedule}; the log multiplier that the last decision answered is "
+            f"wanted, in [{MIN_SCHEDULE:g}, 0]. Send back what came, 0 if nothing did."
+        )
     row = np.full((1, N_CONTROLS), np.nan)
-    for name, value in {**relative, "schedule": schedule}.items():
+    for name, value in relative.items():
         if not -1e3 <= value <= 1e3:
             raise StatisticsError(
                 f"{name!r} is {value}; a finite log-factor or logit shift is wanted."

@@ -221,6 +221,8 @@ class FakeServer:
             return httpx.Response(200, json=answer)
         if k != self.next_index:
             return self.problem(409, "decision-gap", expected_index=self.next_index)
+        if set(body["situation"]["relative"]) - {c.name for c in self.policy.controls}:
+            return self.problem(422, "unknown-control")
         state, decision = runtime.decide(
             self.policy,
             self.states[attempt, k - 1],

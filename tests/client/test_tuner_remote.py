@@ -13,6 +13,7 @@ import torch
 
 from lhopt.client import Client, Tuner
 from lhopt.policy.artifact import Policy
+from lhopt.policy.bundled import bundled
 
 
 def remote(job: Any, client: Client, **options: Any) -> tuple[torch.optim.AdamW, Tuner]:
@@ -294,6 +295,22 @@ def test_a_server_that_comes_late_takes_over(job: Any, fake_server: Any) -> None
     assert sources(tuner) == ["hold:server-unreachable"] * 2 + ["policy"] * 10
     # the default schedule was caught up with, not left out
     assert tuner._steering._schedule < -2.0
+    tuner.close()
+
+
+def test_a_late_server_that_steers_less_than_was_offered_is_asked_about_that_alone(
+    job: Any, fake_server: Any
+) -> None:
+    def away(request: httpx.Request) -> httpx.Response | None:
+        raise httpx.ConnectError("refused")
+
+    fake_server.policy = bundled("adamw")  # leaves eps alone
+    fake_server.interfere = away
+    optimizer, tuner = remote(job, fake_server.client(timeout=1.0), timeout=0.3)
+    fake_server.interfere = lambda request: None
+    job.run(optimizer, tuner, range(20))
+    assert sources(tuner) == ["hold:server-unreachable"] + ["policy"] * 4
+    assert optimizer.param_groups[0]["eps"] == 1e-8
     tuner.close()
 
 

@@ -73,6 +73,8 @@ def test_a_scheduler_of_another_optimizer_is_refused(job: Any, policy: Policy) -
         Tuner(optimizer, 60, policy=policy, scheduler=schedulers.StepLR(other, 3))
     with pytest.raises(ConfigurationError, match=r"step\(\)"):
         Tuner(optimizer, 60, policy=policy, scheduler="cosine")
+    with pytest.raises(ConfigurationError, match=r"a class; pass the object"):
+        Tuner(optimizer, 60, policy=policy, scheduler=schedulers.StepLR)
 
 
 @pytest.mark.parametrize("tensor", [False, True])

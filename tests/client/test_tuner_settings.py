@@ -35,6 +35,9 @@ from lhopt.policy.artifact import Policy, save
         ({"controls": ["learning_rat"]}, ["'learning_rat'", "learning_rate"]),
         ({"controls": "learning_rate"}, ["a list of names"]),
         ({"controls": ["eps"], "frozen": ["eps"]}, ["Nothing is left to steer"]),
+        ({"frozen": ["learning_rat"]}, ["'learning_rat'", "Nearest: learning_rate"]),
+        ({"policy": 3}, ["policy is of type int"]),
+        ({"url": "http://localhost:1", "policy": "no/such.json"}, ["leave url out"]),
         ({"policy": "no-such-policy"}, ["no-such-policy"]),
         ({"policy": Path("no/such.json")}, ["is missing"]),
         ({"url": "http://localhost:1"}, ["leave url out"]),
@@ -82,12 +85,17 @@ def test_only_the_controls_asked_for_move(job: Any, policy: Policy) -> None:
     assert group["eps"] != 1e-8
 
 
-def test_policies_are_found_by_path(tmp_path: Path, job: Any, policy: Policy) -> None:
+def test_policies_are_found_by_path(
+    tmp_path: Path, job: Any, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save(policy, tmp_path)
+    # a server's address in the environment is not asked about a file of ours
+    monkeypatch.setenv("LHOPT_URL", "http://localhost:1")
     for named in (path, str(path), str(path.with_suffix(".safetensors"))):
         tuner = Tuner(torch.optim.AdamW(job.groups()), 60, policy=named)
         assert tuner.state_dict()["steering"]["backend"]["digest"] == policy.digest
         tuner.close()
+    monkeypatch.delenv("LHOPT_URL")
     with pytest.raises(UnknownNameError):
         Tuner(torch.optim.AdamW(job.groups()), 60, policy="randon")
 

@@ -87,6 +87,7 @@ def test_a_situation_survives_to_the_bit() -> None:
     [
         {"progress": 0.0}, {"progress": 1.1}, {"progress": math.nan}, {"share": 0.0},
         {"share": math.inf}, {"schedule": math.nan}, {"schedule": 2e3},
+        {"schedule": -900.0}, {"schedule": 0.1},
         {"relative": {"eps": math.inf}}, {"relative": {"eps": -1e4}}, {"relative": {"epz": 0.0}},
         {"relative": {"eps": 10**400}}, {"schedule": -(10**400)},
     ],

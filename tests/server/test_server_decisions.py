@@ -351,6 +351,7 @@ def test_extreme_statistics_are_decided_within_bounds(
         ("situation", {"progress": "NaN"}, "progress"),
         ("situation", {"share": True}, "share"),
         ("situation", {"schedule": 1e6}, "schedule"),
+        ("situation", {"schedule": -1000.0}, "schedule"),
         ("situation", {"relative": {"learning_rate": 1e6}}, "learning_rate"),
         ("situation", {"relative": {"lr": 0.0}}, "lr"),
         ("situation", {"relative": {"one_minus_beta1": 0.0}}, "one_minus_beta1"),
