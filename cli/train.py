@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +52,18 @@ def run(args: argparse.Namespace) -> int:
     try:
         from tqdm import tqdm
 
-        from ..policy.train import Trainer, make_pools
+        from ..policy.train import CHECKPOINT, Trainer, make_pools, read_checkpoint
     except ImportError as error:
         raise MissingExtraError(error.name or "a package of the extra", "train") from error
     config = read_config(args)
+    # before the frontiers, which may take long
+    if args.resume:
+        read_checkpoint(args.folder, config)
+    elif (args.folder / CHECKPOINT).exists():
+        raise ConfigurationError(
+            f"{args.folder} holds a checkpoint. Add --resume to continue it, or name another "
+            "folder."
+        )
     print(f"lhopt train: {config.name} for {config.optimizer}, {config.updates} updates")
     with tqdm(desc="frontiers", unit="task", leave=False) as bar:
 
@@ -70,11 +79,6 @@ def run(args: argparse.Namespace) -> int:
     if args.resume:
         trainer.resume()
         print(f"resumed after update {trainer.update}")
-    elif (args.folder / "checkpoint.pt").exists():
-        raise ConfigurationError(
-            f"{args.folder} holds a checkpoint. Add --resume to continue it, or name another "
-            "folder."
-        )
     with tqdm(total=config.updates, initial=trainer.update, desc="updates", unit="") as bar:
 
         def updated(update: int, row: dict[str, float]) -> None:
@@ -91,15 +95,16 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
 
     Raises:
         UnknownNameError: A field that `TrainConfig` does not have.
-        ConfigurationError: A value that is not JSON.
+        ConfigurationError: A file that cannot be read, or a value that is not JSON or does not fit.
     """
+    from ..policy.imitation import ImitationConfig
     from ..policy.train import TrainConfig
 
+    defaults = TrainConfig()
     known = {field.name for field in fields(TrainConfig)}
     given: dict[str, Any] = {}
     if args.config is not None:
-        loaded = json.loads(args.config.read_text())
-        given.update(loaded.get("training", {}).get("config", loaded))
+        given.update(_read_file(args.config))
     for item in args.set:
         name, _, text = item.partition("=")
         try:
@@ -116,4 +121,47 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
         if name not in known:
             raise UnknownNameError("training setting", name, known)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return replace(TrainConfig(), **given)
+    for name, value in given.items():
+        default = getattr(defaults, name)
+        if not _fits(value, default):
+            raise ConfigurationError(
+                f"{name} is {value!r}; something like its default {default!r} is wanted."
+            )
+        if isinstance(default, float):
+            given[name] = float(value)  # 1 and 1.0 are one setting, and have one fingerprint
+    config = replace(defaults, **given)
+    try:  # the two nested ones
+        config.env_config()
+        ImitationConfig(**(config.imitation or {}))
+    except TypeError as error:
+        raise ConfigurationError(
+            f"env is {config.env!r} and imitation is {config.imitation!r}: {error}. Fields "
+            "of EnvConfig and ImitationConfig are wanted."
+        ) from error
+    return config
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Fields from a JSON object, or from the training report in a policy's manifest."""
+    try:
+        loaded = json.loads(path.read_text())
+        given = loaded.get("training", {}).get("config", loaded)
+        if not isinstance(given, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigurationError(
+            f"--config {path} cannot be read: {error}. A JSON object of TrainConfig's fields is "
+            "wanted, or the manifest of a policy."
+        ) from error
+    return given
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value from JSON is of its default's kind."""
+    if isinstance(default, Mapping):  # env; imitation may be null
+        return value is None or isinstance(value, Mapping)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))

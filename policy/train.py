@@ -21,11 +21,12 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from ..core.errors import ConfigurationError, ResumeError
+from ..core.errors import ConfigurationError, ResumeError, UnknownNameError
 from ..env.config import EnvConfig
 from ..env.pool import TaskPool, TaskSpec, build_pool, draw_specs
 from ..env.sb3 import Sb3VecEnv
 from ..env.vector import HyperparameterVectorEnv
+from ..inner_tasks.registry import FAMILIES
 from ..inner_tasks.registry import families as all_families
 from .artifact import Policy, Selection, save
 from .evaluate import closed_loop, hold, run
@@ -41,6 +42,8 @@ TRAIN_FAMILIES: tuple[str, ...] = (
     "char-mlp", "parity-rnn", "mnist-mlp", "fashion-mlp", "mnist-cnn", "adult-mlp",
     "covertype-mlp",
 )  # fmt: skip
+#: In a training's folder: what it goes on from.
+CHECKPOINT = "checkpoint.pt"
 #: Families of the periodic evaluation: they choose among checkpoints, and are in no benchmark.
 VALID_FAMILIES: tuple[str, ...] = ("recommender", "california-mlp", "fashion-cnn")
 
@@ -134,6 +137,37 @@ class TrainConfig:
         """Equal for configurations that give the same training; `updates` is not part of it."""
         row = {k: v for k, v in self.to_json().items() if k not in ("updates", "selection", "name")}
         return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_checkpoint(folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """A folder's checkpoint, if it is of this configuration.
+
+    Raises:
+        ResumeError: There is none, it cannot be read, or it is of another configuration.
+    """
+    path = Path(folder) / CHECKPOINT
+    if not path.exists():
+        raise ResumeError(f"{path} does not exist; start without --resume.")
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=False)
+        theirs, fingerprint = state["config"], state["fingerprint"]
+    except Exception as error:  # a pickle that is cut raises whatever it likes
+        raise ResumeError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); start anew in another "
+            "folder."
+        ) from error
+    if fingerprint != config.fingerprint():
+        skipped = ("updates", "selection", "name")
+        other = [
+            f"{k}: {theirs.get(k)!r}, now {v!r}"
+            for k, v in config.to_json().items()
+            if theirs.get(k) != v and k not in skipped
+        ]
+        raise ResumeError(
+            f"{path} is of another configuration ({'; '.join(other)}). Use the settings it "
+            "was started with (only the number of updates may change), or another folder."
+        )
+    return state
 
 
 class Trainer:
@@ -284,7 +318,7 @@ class Trainer:
             training={
                 "config": self.config.to_json(),
                 "env": json.loads(json.dumps(self.env_config.to_json())),
-                "tasks": [[e.spec.task, e.spec.steps] for e in self.pool.entries],
+                "tasks": self._tasks(),
                 "updates": update,
                 "cpu_seconds": round(self.seconds, 1),
                 "curve": self.curve,
@@ -313,12 +347,17 @@ class Trainer:
         out["eval/mean_reward"] = float(np.mean(list(out.values())))
         return out
 
+    def _tasks(self) -> list[list[Any]]:
+        """Name and steps of each training task."""
+        return [[e.spec.task, e.spec.steps] for e in self.pool.entries]
+
     def save_checkpoint(self) -> Path:
         """Write everything that is needed to continue exactly."""
-        model, path = self.model, self.folder / "checkpoint.pt"
+        model, path = self.model, self.folder / CHECKPOINT
         state = {
             "fingerprint": self.config.fingerprint(),
             "config": self.config.to_json(),
+            "tasks": self._tasks(),
             "update": self.update,
             "num_timesteps": model.num_timesteps,
             "n_updates": model._n_updates,
@@ -343,23 +382,17 @@ class Trainer:
         """Continue from the folder's checkpoint.
 
         Raises:
-            ResumeError: There is none, or it is of another configuration.
+            ResumeError: There is none, or it is of another configuration or other tasks.
         """
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            raise ResumeError(f"{path} does not exist; start without --resume.")
-        state = torch.load(path, weights_only=False)
-        if state["fingerprint"] != self.config.fingerprint():
-            ours, theirs = self.config.to_json(), state["config"]
-            skipped = ("updates", "selection", "name")
-            other = [
-                f"{k}: {theirs.get(k)!r}, now {v!r}"
-                for k, v in ours.items()
-                if theirs.get(k) != v and k not in skipped
-            ]
+        state = read_checkpoint(self.folder, self.config)
+        if state.get("tasks", self._tasks()) != self._tasks():
+            theirs = {tuple(row) for row in state["tasks"]}
+            other = sorted(theirs ^ {tuple(row) for row in self._tasks()})
             raise ResumeError(
-                f"{path} is of another configuration ({'; '.join(other)}). Use the settings it "
-                "was started with (only the number of updates may change), or another folder."
+                f"{self.folder / CHECKPOINT} was trained on {len(theirs)} tasks, and now there are "
+                f"{len(self.pool)}; they differ in {', '.join(task for task, _ in other[:5])}"
+                f"{', ...' if len(other) > 5 else ''}. Point LHOPT_DATA at the data it was started "
+                "with, or use another folder."
             )
         model = self.model
         model.policy.load_state_dict(state["policy"])
@@ -478,7 +511,13 @@ def available(families: Sequence[str]) -> list[str]:
     """Those families whose data is there; the others are named in the log.
 
     Which tasks a policy trained on stands in its artifact.
+
+    Raises:
+        UnknownNameError: No family has this name.
     """
+    for family in families:
+        if family not in FAMILIES:
+            raise UnknownNameError("task family", family, FAMILIES)
     there = {family.name for family in all_families(available_only=True)}
     for family in families:
         if family not in there:

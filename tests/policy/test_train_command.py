@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lhopt.cli.main import build_parser, main
+from lhopt.cli.train import read_config
+from lhopt.core.errors import ConfigurationError, ResumeError, UnknownNameError
+from lhopt.env.pool import TaskPool
+from lhopt.policy.train import TrainConfig, Trainer, available
+
+SMALL: dict[str, Any] = {
+    "updates": 1, "n_buckets": 2, "runs_per_bucket": 4, "n_steps": 8, "batch_size": 32,
+    "lstm": 8, "imitation": None,
+}  # fmt: skip
+
+
+def arguments(*words: str) -> Namespace:
+    return build_parser().parse_args(["train", "runs/x", *words])
+
+
+@pytest.fixture
+def no_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused is refused before frontiers are measured."""
+
+    def never(*_: Any, **__: Any) -> None:
+        pytest.fail("frontiers would be measured")
+
+    monkeypatch.setattr("lhopt.policy.train.make_pools", never)
+
+
+def written(folder: Path, fingerprint: str, config: TrainConfig) -> None:
+    row = {"fingerprint": fingerprint, "config": config.to_json()}
+    torch.save(row, folder / "checkpoint.pt")
+
+
+def test_resuming_another_configuration_is_refused_at_once(
+    tmp_path: Path, no_pools: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TrainConfig()
+    written(tmp_path, config.fingerprint(), config)
+    assert main(["train", str(tmp_path), "--resume", "--seed", "7", "--set", "lstm=32"]) == 2
+    said = capsys.readouterr().err
+    assert "another configuration (seed: 0, now 7; lstm: 64, now 32)" in said
+    assert "another folder" in said
+
+
+def test_a_folder_with_a_checkpoint_is_not_begun_again(
+    tmp_path: Path, no_pools: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"anything")
+    assert main(["train", str(tmp_path)]) == 2
+    assert "Add --resume" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_was_cut_is_refused(
+    tmp_path: Path, no_pools: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 and no more")
+    assert main(["train", str(tmp_path), "--resume"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_resuming_on_other_tasks_is_refused(pool: TaskPool, tmp_path: Path) -> None:
+    config = replace(TrainConfig(), **SMALL)
+    Trainer(config, tmp_path, pool).save_checkpoint()
+    fewer = TaskPool(pool.entries[:1])
+    with pytest.raises(ResumeError, match=r"2 tasks, and now there are 1.*noisy-quadratic/4"):
+        Trainer(config, tmp_path, fewer).resume()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--set", "lsm=32"], "Nearest: .*lstm"),
+        (["--set", "name=mine"], "is not JSON"),
+        (["--set", 'lstm="32"'], "lstm is '32'; something like its default 64"),
+        (["--set", "lstm=3.5"], "lstm is 3.5"),
+        (["--set", "baseline=1"], "baseline is 1"),
+        (["--set", 'families="digits-mlp"'], "families is 'digits-mlp'"),
+        (["--set", 'env={"interval": 3}'], "Fields of EnvConfig"),
+        (["--set", 'imitation={"trails": 3}'], "ImitationConfig"),
+        (["--config", "no/such.json"], "cannot be read"),
+        (["--updates", "0"], "updates must be >= 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        read_config(arguments(*words))
+
+
+def test_settings_come_from_a_manifest_and_from_words(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    told = replace(TrainConfig(), **SMALL).to_json()
+    file.write_text(json.dumps({"training": {"config": told}}))
+    config = read_config(arguments("--config", str(file), "--set", "gamma=1", "--seed", "3"))
+    assert config == replace(TrainConfig(), **SMALL, seed=3)
+    assert config.fingerprint() == replace(TrainConfig(), **SMALL, seed=3).fingerprint()
+    file.write_text("[1]")
+    with pytest.raises(ConfigurationError, match="A JSON object"):
+        read_config(arguments("--config", str(file)))
+
+
+def test_a_family_that_does_not_exist_is_not_taken_for_missing_data() -> None:
+    with pytest.raises(UnknownNameError, match="Nearest: digits-mlp"):
+        available(["digit-mlp"])
