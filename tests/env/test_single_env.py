@@ -124,3 +124,10 @@ def test_the_frontier_is_measured_once_and_then_cached(
     monkeypatch.setattr("lhopt.env.frontier.measure_frontier", None)
     HyperparameterEnv(TASK, steps=10)
     assert kept.name.endswith(".json")
+
+
+def test_the_package_hands_on_its_public_names() -> None:
+    for name in lhopt.env.__all__:
+        assert getattr(lhopt.env, name) is not None
+    with pytest.raises(ImportError, match="NoSuchEnv"):
+        from lhopt.env import NoSuchEnv  # noqa: F401
