@@ -330,6 +330,11 @@ def _read(path: Path, limit: int) -> bytes:
         raise ArtifactError(
             f"{path} is missing. A policy is two files, NAME.json and NAME.safetensors."
         ) from error
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror}. A policy is two files, NAME.json and "
+            "NAME.safetensors."
+        ) from error
 
 
 def _replace(path: Path, data: bytes) -> None:

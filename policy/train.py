@@ -265,6 +265,7 @@ class Trainer:
             kept = {k: v.clone() for k, v in self.averaged.items()}
             self.best = (row["eval/mean_reward"], 0, kept)
         save(self.export(), self.folder / "imitation")
+        self.save_checkpoint()  # it took long, and the first update's checkpoint is far off
 
     def learn(self, on_update: Callable[[int, dict[str, float]], None] | None = None) -> Policy:
         """Train until `config.updates` are done; SIGINT stops after the running update, saved.

@@ -274,3 +274,11 @@ def test_missing_and_extra_tensors_are_named(policy: Policy) -> None:
         reworked(policy, {"a": np.zeros(2)})
     with pytest.raises(IncompatiblePolicyError, match=r"'extra'.*must be absent"):
         reworked(policy, {**policy.weights, "extra": np.zeros(2)})
+
+
+def test_a_folder_where_a_file_should_be_is_refused(tmp_path: Path, policy: Policy) -> None:
+    path = save(policy, tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ArtifactError, match="cannot be read: Is a directory"):
+        load(path)

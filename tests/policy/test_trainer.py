@@ -99,6 +99,23 @@ def test_a_warm_start_that_stays_the_best_is_what_is_exported(
     assert load(tmp_path / "imitation" / "tiny").weights.keys() == start.weights.keys()
 
 
+def test_a_training_stopped_after_its_warm_start_goes_on_to_the_bit(
+    pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lhopt.policy.train.imitate", lambda *_, **__: [0.5])
+    config = replace(CONFIG, imitation={}, updates=2)
+    whole = Trainer(config, tmp_path / "whole", pool, pool)
+    whole.learn()
+    Trainer(config, tmp_path / "cut", pool, pool).warm_start()
+    torch.manual_seed(77)
+    resumed = Trainer(config, tmp_path / "cut", pool, pool)
+    resumed.resume()
+    resumed.learn()
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        assert torch.equal(a, b)
+    assert resumed.curve == whole.curve
+
+
 def test_there_must_be_something_to_resume(pool: TaskPool, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match="start without --resume"):
         Trainer(CONFIG, tmp_path, pool).resume()
