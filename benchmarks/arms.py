@@ -20,7 +20,7 @@ import numpy as np
 from ..core.actions import COLUMN, N_CONTROLS
 from ..core.schedules import Schedule
 from ..core.types import FloatArray
-from ..env.config import EnvConfig
+from ..env.config import EnvConfig, get_optimizer
 from ..env.episode import Draw, Episode
 from ..env.pool import Entry
 from ..inner_tasks.base import InnerTask
@@ -91,7 +91,12 @@ def _steered(short: str, name: str, optimizer: str) -> tuple[Arm, ...]:
 ARMS: tuple[Arm, ...] = (
     *_steered("adamw", "AdamW", ADAMW),
     *_steered("steerable", "SteerableAdamW", STEERABLE),
-    Arm("steerable-default", "SteerableAdamW at its default, no policy", STEERABLE, "default"),
+    Arm(
+        "steerable-default",
+        "SteerableAdamW at its default + schedule, no policy",
+        STEERABLE,
+        "default",
+    ),
     Arm("adamw-cosine", "AdamW 1e-3 cosine", ADAMW, "cosine"),
     Arm("adamw-constant", "AdamW 1e-3 constant", ADAMW, "constant"),
     Arm("adamw-tuned", "AdamW cosine, tuned (the baseline itself)", ADAMW, "tuned"),
@@ -225,7 +230,7 @@ class Bench:
             "config": getattr(entry.task, "config", None),
             "frontier": entry.frontier.to_json(),
             "policy": policy.digest if policy else None,
-            "defaults": real.default_values(arm.optimizer),
+            "optimizer": _described(arm.optimizer, recorded=arm.kind == "replay"),
             "batch": len(self.seeds) if arm.kind == "random" else None,
         }
         text = json.dumps(described, sort_keys=True, default=str)
@@ -247,7 +252,7 @@ class Bench:
             "config": getattr(entry.task, "config", None),
             "steps": entry.spec.steps,
             "schedule": schedule.to_json(),
-            "defaults": real.default_values(optimizer),
+            "optimizer": _described(optimizer),
         }
         text = json.dumps(described, sort_keys=True, default=str)
         name = f"scan {optimizer} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -351,7 +356,9 @@ class Bench:
         return lambda _: hold
 
     def _median_path(self, policy: Policy) -> tuple[FloatArray, FloatArray]:
-        name = f"replay {PROTOCOL} {policy.digest}"
+        optimizer = json.dumps(_described(policy.optimizer, recorded=True), sort_keys=True)
+        mark = hashlib.sha256(optimizer.encode()).hexdigest()[:16]
+        name = f"replay {PROTOCOL} {policy.digest} {mark}"
         held = self.results.get(name)
         if held is None:
             progress, path = median_path(policy)
@@ -426,6 +433,16 @@ def median_path(
     n = len(median)
     progress = np.arange(n + 1) / (n + 1)
     return progress, np.concatenate([np.zeros_like(median[:1]), median])
+
+
+def _described(name: str, *, recorded: bool = False) -> dict[str, Any]:
+    """What a row owes to its optimizer; a recorded path also to where training runs start."""
+    steered = get_optimizer(name)
+    described: dict[str, Any] = {
+        "rule": asdict(steered.rule),
+        "defaults": real.default_values(name),
+    }
+    return {**described, "start": dict(steered.start)} if recorded else described
 
 
 def _finite(value: float) -> float | None:

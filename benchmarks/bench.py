@@ -25,20 +25,23 @@ QUICK_SEEDS, FULL_SEEDS = (0, 1, 2), tuple(range(10))
 
 
 def find_policies(paths: Sequence[Path] = ()) -> dict[str, Policy]:
-    """Policies by the optimizer they steer: the bundled ones, replaced by those of `paths`.
+    """Policies by the optimizer they steer: those of `paths`, the bundled one for the others.
+
+    A path replaces the bundled policy of its own optimizer alone.
 
     Raises:
-        ConfigurationError: There is none, or two files steer the same optimizer.
+        ConfigurationError: There is none, two files steer the same optimizer, or one steers an
+            optimizer that the bench has no arms for.
     """
     found: dict[str, Policy] = {}
     given: dict[str, Path] = {}
-    if not paths:
-        for name in bundled.names():
-            policy = bundled.bundled(name)
-            if policy.optimizer in (ADAMW, STEERABLE):
-                found[policy.optimizer] = policy
     for path in paths:
         policy = artifact.load(path)
+        if policy.optimizer not in (ADAMW, STEERABLE):
+            raise ConfigurationError(
+                f"{path} steers {policy.optimizer}, which the bench has no arms for; give a policy "
+                f"of {ADAMW} or {STEERABLE}."
+            )
         if policy.optimizer in given:
             raise ConfigurationError(
                 f"{given[policy.optimizer]} and {path} both steer {policy.optimizer}; give one "
@@ -46,6 +49,11 @@ def find_policies(paths: Sequence[Path] = ()) -> dict[str, Policy]:
             )
         given[policy.optimizer] = path
         found[policy.optimizer] = policy
+    for optimizer in (ADAMW, STEERABLE):
+        if optimizer not in found and bundled.names():
+            policy = bundled.for_optimizer(optimizer)
+            if policy.optimizer == optimizer:
+                found[optimizer] = policy
     if not found:
         raise ConfigurationError(
             "No policy to bench: none is bundled. Give one with --policy FOLDER/NAME.json."

@@ -29,7 +29,8 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         default=[],
         metavar="PATH",
-        help="a policy instead of the bundled ones, NAME.json; repeatable, one per optimizer",
+        help="a policy instead of the bundled one of the same optimizer, NAME.json; repeatable, "
+        "one per optimizer",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("bench-output"), metavar="DIR",

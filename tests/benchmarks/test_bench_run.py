@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from lhopt.benchmarks.baseline import BaselineConfig, entries
 from lhopt.benchmarks.engine_speed import Case, lines, measure
 from lhopt.cli import bench as command
 from lhopt.core.errors import ConfigurationError, FrontierError, UnknownNameError
+from lhopt.env.config import OPTIMIZERS
 from lhopt.env.pool import TaskSpec
 from lhopt.inner_tasks.registry import get_task
+from lhopt.policy import bundled
 from lhopt.policy.artifact import Policy, save
 
 TINY = BaselineConfig(
@@ -76,6 +79,30 @@ def test_another_policy_is_run_anew(
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2 * 2
 
 
+def test_rows_made_under_another_rule_or_other_defaults_are_not_read_back(
+    tmp_path: Path, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steerable = "lhopt.SteerableAdamW"
+    noop = [arm for arm in ARMS if arm.name == "steerable-noop"]
+
+    def lines() -> list[str]:
+        policies = {steerable: make_policy(steerable)}
+        bench.run_bench(policies, [SPEC], tmp_path, seeds=(0,), config=TINY, arms=noop)
+        rows = (tmp_path / "runs.jsonl").read_text().splitlines()
+        return [json.loads(row)["id"].split()[0] for row in rows]
+
+    once = ["scan", "run", "run"]
+    assert sorted(lines()) == sorted(once)
+    assert len(lines()) == 3
+    steered = OPTIMIZERS[steerable]
+    other = replace(steered, rule=replace(steered.rule, ns_steps=2))
+    monkeypatch.setitem(OPTIMIZERS, steerable, other)
+    assert sorted(lines()) == sorted(2 * once)
+    defaults = {**real.default_values(steerable), "weight_decay": 0.07}
+    monkeypatch.setattr(real, "default_values", lambda _: defaults)
+    assert sorted(lines()) == sorted(3 * once)
+
+
 def test_a_frontier_of_other_data_or_protocol_is_measured_anew(tmp_path: Path) -> None:
     task = get_task(SPEC.task)
     described = baseline.describe(task, SPEC.steps, TINY)
@@ -115,9 +142,20 @@ def test_policies_are_found_by_the_optimizer_they_steer(
     tmp_path: Path, make_policy: MakePolicy
 ) -> None:
     paths = [save_as(make_policy(), tmp_path / "one"), save_as(make_policy(), tmp_path / "two")]
-    assert list(bench.find_policies(paths[:1])) == ["torch.optim.AdamW"]
+    found = bench.find_policies(paths[:1])
+    assert found["torch.optim.AdamW"].digest == make_policy().digest
+    assert found["lhopt.SteerableAdamW"] is bundled.for_optimizer("lhopt.SteerableAdamW")
+    assert set(bench.find_policies()) == set(found)
     with pytest.raises(ConfigurationError, match="one policy per optimizer"):
         bench.find_policies(paths)
+
+
+def test_a_policy_of_an_optimizer_without_arms_is_refused(
+    tmp_path: Path, make_policy: MakePolicy
+) -> None:
+    path = save_as(replace(make_policy(), optimizer="torch.optim.SGD"), tmp_path / "sgd")
+    with pytest.raises(ConfigurationError, match=r"SGD.*optim\.AdamW or lhopt\.SteerableAdamW"):
+        bench.find_policies([path])
 
 
 def save_as(policy: Policy, folder: Path) -> Path:
