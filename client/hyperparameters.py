@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.actions import COLUMN, N_CONTROLS, Decision
 from ..core.controls import CONTROLS
+from ..core.errors import ResumeError
 from ..core.types import FloatArray
 from . import schedulers
 from .adapters import Adapter, Group, Slot
@@ -114,18 +115,34 @@ class Hyperparameters:
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Start and present values, for a checkpoint."""
+        """Start and present values of every group there is now, for a checkpoint."""
+        # groups added since the last decision, as `_meet_new_groups` will find them
+        new = {
+            name: [self._base(name, group) for group in self.groups[len(values) :]]
+            for name, values in self._value.items()
+        }
         return {
-            "start": {name: list(values) for name, values in self._start.items()},
-            "value": {name: list(values) for name, values in self._value.items()},
+            "start": {name: [*values, *new[name]] for name, values in self._start.items()},
+            "value": {name: [*values, *new[name]] for name, values in self._value.items()},
             "lost": sorted(self.lost),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the saved values and write them, whether or not the optimizer was restored."""
+        """Take the saved values and write them, whether or not the optimizer was restored.
+
+        Raises:
+            ResumeError: They are of another number of parameter groups; nothing was taken then.
+        """
+        for values in state["value"].values():
+            if len(values) != len(self.groups):
+                raise ResumeError(
+                    f"The checkpoint has the values of {len(values)} parameter groups; this "
+                    f"optimizer has {len(self.groups)}. Give it the same groups as when the "
+                    "checkpoint was saved, in the same order, before loading the Tuner's state."
+                )
         self.lost = set(state["lost"])
         for name, values in state["value"].items():
-            if name not in self._slots or len(values) != len(self.groups):
+            if name not in self._slots:
                 continue
             # what a group holds now, not what we thought: the optimizer may have been restored
             self._value[name] = [self._base(name, group) for group in self.groups]

@@ -121,3 +121,40 @@ def test_a_checkpoint_of_other_settings_is_refused(
         tuner(80, policy).load_state_dict(state)
     with pytest.raises(ResumeError, match=r"same policy="):
         tuner(60, flat_policy).load_state_dict(state)
+
+
+def test_a_checkpoint_of_other_parameter_groups_is_refused(make_job: Any, policy: Policy) -> None:
+    two = torch.optim.AdamW(make_job().groups())
+    state = Tuner(two, 60, interval=5, policy=policy).state_dict()
+    one = torch.optim.AdamW(make_job().net.parameters(), lr=0.02)
+    tuner = Tuner(one, 60, interval=5, policy=policy)
+    before = tuner.values
+    with pytest.raises(ResumeError, match=r"2 parameter groups; this optimizer has 1.*the same"):
+        tuner.load_state_dict(state)
+    assert tuner.values == before
+
+
+def test_a_group_added_since_the_last_decision_is_in_the_checkpoint(
+    make_job: Any, policy: Policy
+) -> None:
+    def begin() -> tuple[Any, torch.optim.Optimizer, Tuner]:
+        job = make_job()
+        optimizer = torch.optim.AdamW(job.groups()[:1])
+        return job, optimizer, Tuner(optimizer, 60, interval=5, policy=policy)
+
+    job, optimizer, tuner = begin()
+    job.run(optimizer, tuner, range(12))
+    optimizer.add_param_group(job.groups()[1])
+    parts = {"net": job.net, "optimizer": optimizer, "tuner": tuner}
+    saved = through_a_file({name: part.state_dict() for name, part in parts.items()})
+    job.run(optimizer, tuner, range(12, 30))
+
+    again, resumed, other = begin()
+    resumed.add_param_group(again.groups()[1])
+    again.net.load_state_dict(saved["net"])
+    resumed.load_state_dict(saved["optimizer"])
+    other.load_state_dict(saved["tuner"])
+    again.run(resumed, other, range(12, 30))
+    assert torch.equal(job.weights(), again.weights())
+    for ours, theirs in zip(optimizer.param_groups, resumed.param_groups, strict=True):
+        assert ours["lr"] == theirs["lr"]
