@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_type_hints
+
+from lhopt import client
 
 CODE = """
 import sys
@@ -18,6 +21,15 @@ OF_HTTPX = {
     "pygments", "rich", "markdown_it", "mdurl", "sniffio", "socksio", "typing_extensions",
     "zstandard", "brotli", "brotlicffi",
 }  # fmt: skip
+
+
+def test_the_package_hands_on_what_decide_takes_and_gives() -> None:
+    for name in client.__all__:
+        assert getattr(client, name) is not None
+    hints = get_type_hints(client.Session.decide)
+    assert hints["statistics"] is client.Statistics
+    assert hints["situation"] is client.Situation
+    assert hints["return"] is client.Decision
 
 
 def test_the_client_needs_numpy_and_httpx_alone() -> None:
