@@ -225,17 +225,31 @@ def cache_folder() -> Path:
 
 
 def cache_key(task: InnerTask, steps: int, config: FrontierConfig) -> str:
-    """Name of a frontier's file: changes with the task's drawn configuration and the protocol."""
+    """Name of a frontier's file: changes with the task's configuration, data and the protocol."""
     described = {
         "protocol": PROTOCOL,
         "task": task.name,
         "config": getattr(task, "config", None),
         "batch_size": task.batch_size,
+        "outer_valid": _data_digest(task),
         "steps": steps,
         "frontier": asdict(config),
     }
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _data_digest(task: InnerTask) -> str:
+    """Of the arrays that losses are measured on.
+
+    A name does not fix the data: the text of the character models is the running Python's library.
+    """
+    digest = hashlib.sha256()
+    for tensor in task.arrays("outer_valid"):
+        array = tensor.contiguous().numpy(force=True)
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def get_frontier(

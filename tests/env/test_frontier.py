@@ -124,6 +124,20 @@ def test_the_cache_gives_back_what_was_measured(
     assert get_frontier(task, 20, TINY, folders=[shipped]).noise == 0.5
 
 
+def test_the_key_of_a_task_on_other_data_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = get_task(TASK)
+    ours = cache_key(task, 20, TINY)
+    held_out = task.arrays("outer_valid")
+    for other in (
+        tuple(array + 1 for array in held_out),
+        tuple(array[None] for array in held_out),
+        tuple(array.double() for array in held_out),
+    ):
+        monkeypatch.setattr(task, "arrays", lambda split, other=other: other)
+        assert cache_key(task, 20, TINY) != ours
+    assert cache_key(get_task(TASK), 20, TINY) == ours
+
+
 def test_a_broken_cache_file_is_named() -> None:
     with pytest.raises(FrontierError, match="delete it"):
         Frontier.from_json({"task": "x"})
