@@ -153,8 +153,13 @@ class Episode:
 
     @property
     def alive(self) -> BoolArray:
-        """`(K,)`: which runs have not diverged."""
+        """`(K,)`: which runs still train; one that broke at its very last step is among them."""
         return self.runs.alive
+
+    @property
+    def diverged(self) -> BoolArray:
+        """`(K,)`: which runs were frozen, or finished with a loss that is not finite."""
+        return ~self.alive | np.isinf(self.final_loss)  # nan until the end
 
     def situation(self) -> Situation:
         """Where the runs stand now."""

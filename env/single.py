@@ -116,7 +116,7 @@ class HyperparameterEnv(gym.Env[FloatArray, IntArray]):
         if episode.finished:
             info["final_loss"] = float(episode.final_loss[0])
             info["speed"] = float(episode.reward[0])
-            info["diverged"] = not bool(episode.alive[0])
+            info["diverged"] = bool(episode.diverged[0])
         return info
 
 

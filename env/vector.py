@@ -164,5 +164,5 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         info["final_obs"][rows] = episode.observation
         info["final_loss"][rows] = episode.final_loss
         info["speed"][rows] = episode.reward
-        info["diverged"][rows] = ~episode.alive
+        info["diverged"][rows] = episode.diverged
         info["task"][rows] = episode.task.name

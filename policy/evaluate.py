@@ -81,7 +81,7 @@ class Result:
     Attributes:
         log2_speed: `(K,)`.
         final_loss: `(K,)` `outer_valid`.
-        diverged: `(K,)`.
+        diverged: `(K,)` whether `final_loss` is infinite.
         actions: `(decisions, K, controls)` the policy's own deltas, as chosen.
     """
 
@@ -123,4 +123,4 @@ def run(
         chosen = controller(episode.observation, len(actions))
         actions.append(chosen)
         episode.step(chosen)
-    return Result(episode.reward, episode.final_loss, ~episode.alive, np.stack(actions))
+    return Result(episode.reward, episode.final_loss, episode.diverged, np.stack(actions))

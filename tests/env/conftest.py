@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from lhopt.env.config import EnvConfig
+from lhopt.env.episode import Episode
 from lhopt.env.frontier import Frontier
 from lhopt.env.pool import Entry, TaskPool, TaskSpec
 from lhopt.inner_tasks import get_task
@@ -41,3 +45,20 @@ def config() -> EnvConfig:
 def pool() -> TaskPool:
     rows = [("noisy-quadratic/3", 24), ("noisy-quadratic/4", 18)]
     return TaskPool([Entry(TaskSpec(t, n), get_task(t), by_hand(t, n)) for t, n in rows])
+
+
+@pytest.fixture
+def break_next(monkeypatch: pytest.MonkeyPatch) -> Callable[[Episode, int], None]:
+    """Make a run's weights infinite at the last step of the next interval, unseen by its losses."""
+
+    def patch(episode: Episode, row: int) -> None:
+        advance = episode.runs.advance
+
+        def breaking(*args: Any) -> Any:
+            seen = advance(*args)
+            episode.runs.flat[row] = torch.inf
+            return seen
+
+        monkeypatch.setattr(episode.runs, "advance", breaking)
+
+    return patch

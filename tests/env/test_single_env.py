@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lhopt.core.errors import ConfigurationError, UnknownNameError
 from lhopt.core.features import FEATURES
 from lhopt.env.config import EnvConfig
 from lhopt.env.episode import Episode, draw
-from lhopt.env.frontier import Frontier, FrontierConfig
+from lhopt.env.frontier import SPEED_BOUNDS, Frontier, FrontierConfig
 from lhopt.env.single import HyperparameterEnv
 from lhopt.env.vector import HyperparameterVectorEnv
 from lhopt.inner_tasks import get_task
@@ -55,6 +56,24 @@ def test_an_episode_is_the_k_of_one_episode(words: dict[str, Any], config: EnvCo
     assert info["speed"] == reward
     assert not info["diverged"]
     assert set(info["hyperparameters"]) == {c.name for c in config.controls}
+
+
+def test_a_run_that_breaks_at_its_last_step_has_diverged(
+    words: dict[str, Any], config: EnvConfig, break_next: Callable[[Episode, int], None]
+) -> None:
+    env = HyperparameterEnv(**words)
+    env.reset(seed=7)
+    episode = env._episode
+    assert episode is not None
+    hold = noop(config.controls, 1)[0]
+    for _ in range(episode.n_decisions - 1):
+        env.step(hold)
+    break_next(episode, 0)
+    _, reward, done, _, info = env.step(hold)
+    assert done
+    assert info["diverged"] is True
+    assert info["final_loss"] == np.inf
+    assert reward == SPEED_BOUNDS[0]
 
 
 def test_resets_without_a_seed_draw_new_runs(words: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from lhopt.core.actions import COLUMN
+from lhopt.core.actions import COLUMN, noop
 from lhopt.core.errors import ConfigurationError, ControlError, UnknownNameError
 from lhopt.core.features import FEATURES
 from lhopt.env.config import EnvConfig
@@ -129,6 +130,26 @@ def test_a_diverged_run_gets_the_floor_and_waits_for_its_bucket(
     assert episode.reward[1] == SPEED_BOUNDS[0]
     assert episode.final_loss[1] == np.inf
     assert observation[1, FEATURES.index("loss/is_nan")] == 1.0
+
+
+def test_a_run_that_breaks_at_its_last_step_has_diverged(
+    pool: TaskPool, config: EnvConfig, break_next: Callable[[Episode, int], None]
+) -> None:
+    env = make(pool, config, n_buckets=1)
+    env.reset(seed=0)
+    hold = noop(config.controls, 3)
+    for _ in range(env._episodes[0].n_decisions - 1):
+        env.step(hold)
+    episode = env._episodes[0]
+    break_next(episode, 1)
+    observation, reward, terminated, _, info = env.step(hold)
+    assert terminated.all()
+    assert episode.alive.all()
+    assert info["diverged"].tolist() == [False, True, False]
+    assert info["final_loss"][1] == np.inf
+    assert reward[1] == SPEED_BOUNDS[0]
+    assert np.isfinite(observation).all()
+    assert np.isfinite(info["final_obs"]).all()
 
 
 def test_without_a_frontier_there_is_no_reward(config: EnvConfig) -> None:
