@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from ..core.errors import MissingExtraError, UnknownNameError
+from ..core.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from ..inner_tasks import InnerTask, TaskFamily
@@ -33,7 +33,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table; 0, or 2 for a family that does not exist."""
+    """Print the table.
+
+    Raises:
+        UnknownNameError: No family has this name.
+        MissingExtraError: torch is not installed.
+    """
     try:
         import torch
 
@@ -43,18 +48,14 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise MissingExtraError("torch", "tasks") from error
 
-    try:
-        chosen = [get_family(args.family)] if args.family else list(families())
-    except UnknownNameError as error:
-        print(error)
-        return 2
+    chosen = [get_family(args.family)] if args.family is not None else list(families())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         rows = [_row(family, args.steps, timing=not args.no_timing) for family in chosen]
     finally:
         torch.set_num_threads(threads)
-    if args.family:
+    if args.family is not None:
         print(_page(chosen[0]))
     _print_table(rows)
     return 0

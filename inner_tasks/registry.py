@@ -59,9 +59,14 @@ def get_task(name: str) -> InnerTask:
 
     Raises:
         UnknownNameError: No family has this name.
-        ConfigurationError: What follows the slash is no seed.
+        ConfigurationError: The name is no text, or what follows the slash is no seed.
         MissingDataError: The family's data are not there.
     """
+    if not isinstance(name, str):
+        raise ConfigurationError(
+            f"An inner task is asked for by its name, and {name!r} is none; a family's task with "
+            "seed 3 is 'digits-mlp/3'."
+        )
     family_name, slash, seed = name.partition("/")
     family = get_family(family_name)
     if not slash:

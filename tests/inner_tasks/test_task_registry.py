@@ -53,6 +53,11 @@ def test_a_seed_that_is_no_number_is_refused(name: str) -> None:
         get_task(name)
 
 
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="3 is none"):
+        get_task(3)  # type: ignore[arg-type]
+
+
 def test_missing_data_says_which_file_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     from lhopt.inner_tasks.tables import california
 

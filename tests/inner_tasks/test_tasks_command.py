@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from lhopt.cli import tasks
+from lhopt.cli.main import main
 from lhopt.inner_tasks import FAMILIES
 
 
@@ -40,8 +41,10 @@ def test_one_family_is_timed_under_its_page(capsys: pytest.CaptureFixture[str]) 
 def test_an_unknown_family_is_refused_with_the_nearest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert _run("--family", "digits-mlpp") == 2
-    assert "Nearest: digits-mlp" in capsys.readouterr().out
+    assert main(["tasks", "--family", "digits-mlpp"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Nearest: digits-mlp" in said.err
 
 
 def test_steps_below_one_are_refused() -> None:
