@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import ConfigurationError, MissingExtraError, UnknownNameError
 
 if TYPE_CHECKING:
-    from ..policy.train import TrainConfig
+    from ..policy.train import TrainConfig, Trainer
 
 OPTIMIZERS = ("torch.optim.AdamW", "lhopt.SteerableAdamW")
 
@@ -48,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, with a progress bar."""
+    """Train, with progress bars; 0, or 130 if the warm start was stopped."""
     try:
         from tqdm import tqdm
 
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     if args.resume:
         trainer.resume()
         print(f"resumed after update {trainer.update}")
+    if not _warm_start(trainer):
+        return 130
     with tqdm(total=config.updates, initial=trainer.update, desc="updates", unit="") as bar:
 
         def updated(update: int, row: dict[str, float]) -> None:
@@ -88,6 +91,40 @@ def run(args: argparse.Namespace) -> int:
         policy = trainer.learn(updated)
     print(f"policy {policy.name} ({policy.digest[:12]}) in {args.folder}")
     return 0
+
+
+def _warm_start(trainer: Trainer) -> bool:
+    """Imitate the experts, with a progress bar for each stage; whether it came to its end."""
+    from tqdm import tqdm
+
+    from ..env.frontier import cache_folder
+    from ..policy.train import CHECKPOINT
+
+    if trainer.started or trainer.config.imitation is None:
+        return True
+    try:
+        with tqdm(desc="experts", unit="", leave=False) as bar:
+
+            def advanced(stage: str, done: int, total: int, figure: float) -> None:
+                if done == 1:
+                    bar.reset(total)
+                    bar.set_description(stage)
+                bar.set_postfix_str(f"{'rate' if stage == 'experts' else 'loss'} {figure:.3g}")
+                bar.update(done - bar.n)
+
+            trainer.warm_start(advanced)
+    except KeyboardInterrupt:
+        # it may have come just after the warm start's own checkpoint
+        if trainer.started and (trainer.folder / CHECKPOINT).exists():
+            kept = "It was complete and is saved: add --resume to go on."
+        else:
+            kept = (
+                "No checkpoint was written. The experts found so far are kept in "
+                f"{cache_folder()}, so the same command again is quick to come back to here."
+            )
+        print(f"lhopt train: stopped in the warm start. {kept}", file=sys.stderr)
+        return False
+    return True
 
 
 def read_config(args: argparse.Namespace) -> TrainConfig:

@@ -110,3 +110,58 @@ def test_settings_come_from_a_manifest_and_from_words(tmp_path: Path) -> None:
 def test_a_family_that_does_not_exist_is_not_taken_for_missing_data() -> None:
     with pytest.raises(UnknownNameError, match="Nearest: digits-mlp"):
         available(["digit-mlp"])
+
+
+def test_a_warm_start_that_is_stopped_says_what_is_kept_and_leaves_no_checkpoint(
+    pool: TaskPool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*_: Any, progress: Any, **__: Any) -> list[float]:
+        progress("experts", 1, 2, 0.01)
+        progress("experts", 2, 2, 0.02)
+        progress("imitation", 1, 3, 1.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("lhopt.policy.train.make_pools", lambda *_, **__: (pool, None))
+    monkeypatch.setattr("lhopt.policy.train.imitate", stopped)
+    folder, words = tmp_path / "run", small_training(tmp_path)
+    assert main(words) == 130
+    said = capsys.readouterr().err
+    assert "experts" in said
+    assert "stopped in the warm start. No checkpoint was written." in said
+    assert str(tmp_path / "cache" / "frontiers") in said
+    assert not (folder / "checkpoint.pt").exists()
+
+    # the same command again goes through, and trains
+    monkeypatch.setattr("lhopt.policy.train.imitate", lambda *_, **__: [0.5])
+    assert main(words) == 0
+    assert (folder / "checkpoint.pt").exists()
+
+
+def test_a_stop_after_the_warm_start_was_saved_asks_for_resume(
+    pool: TaskPool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save = Trainer.save_checkpoint
+
+    def then_stop(trainer: Trainer) -> Path:
+        save(trainer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lhopt.policy.train.make_pools", lambda *_, **__: (pool, None))
+    monkeypatch.setattr("lhopt.policy.train.imitate", lambda *_, **__: [0.5])
+    monkeypatch.setattr(Trainer, "save_checkpoint", then_stop)
+    assert main(small_training(tmp_path)) == 130
+    assert "add --resume" in capsys.readouterr().err
+
+
+def small_training(folder: Path) -> list[str]:
+    """Words of a training of one tiny update, with a warm start."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**SMALL, "imitation": {}, "families": ["noisy-quadratic"]}))
+    return ["train", str(folder / "run"), "--config", str(file)]
