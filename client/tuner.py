@@ -164,7 +164,12 @@ class Tuner:
         self.overhead_seconds += time.perf_counter() - began
 
     def report_validation(self, value: Tensor | float) -> None:
-        """Take a held-out loss; the latest of an interval counts. Never raises."""
+        """Take a held-out loss; the latest of an interval counts. Never raises.
+
+        With `SteerableAdamW`, measure it under `optimizer.averaged_weights()`, and save the model
+        there too: the bench's losses are those of the averaged weights, and so are the validation
+        losses that policies were trained on.
+        """
         began = time.perf_counter()
 
         def take() -> None:

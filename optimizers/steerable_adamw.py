@@ -33,7 +33,9 @@ _PRODUCTS = ("product1", "product2")
 class SteerableAdamW(torch.optim.Optimizer):
     r"""AdamW with orthogonalised matrices, a clip that follows the run, and a weight average.
 
-    Evaluate and save with the averaged weights; they are the ones that the defaults are tuned for:
+    Evaluate and save with the averaged weights. The defaults are tuned for them, `lhopt bench`
+    measures their losses, and policies were trained on them: a validation loss that a `Tuner` is
+    told is one of theirs.
 
         with optimizer.averaged_weights():
             evaluate(model)
