@@ -13,6 +13,7 @@ import numpy as np
 from ..core.actions import COLUMN, N_CONTROLS, Decision
 from ..core.errors import LhoptError, ResumeError
 from ..core.features import Situation
+from ..core.schedules import Schedule
 from ..core.statistics import Statistics
 from ..policy import runtime
 from ..policy.artifact import Policy
@@ -89,6 +90,9 @@ class Backend(Protocol):
     def steered(self) -> tuple[str, ...]:
         """The controls that decisions may move."""
 
+    def schedule(self) -> Schedule | None:
+        """The default shape that a run without an answer follows; None if there is none."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as plain values."""
 
@@ -134,6 +138,10 @@ class Embedded:
             seeds=[(self._seed, index)],
         )
         return decision
+
+    def schedule(self) -> Schedule | None:
+        """The policy's, unless the job brings its own."""
+        return self.policy.schedule if self._terms.scheduled else None
 
     def state_dict(self) -> dict[str, Any]:
         """The policy's digest and memory."""

@@ -12,6 +12,7 @@ from ..core.actions import Decision
 from ..core.controls import CONTROLS
 from ..core.errors import LhoptError
 from ..core.features import Situation
+from ..core.schedules import Schedule
 from ..core.statistics import Statistics
 from ..core.wire import (
     WIRE_VERSION,
@@ -61,6 +62,8 @@ class Opened:
         policy: Name and digest of the policy that decides.
         controls: What it steers of what the job offers.
         decision: For the first interval.
+        schedule: The policy's default shape, to follow while there is no answer; None where the
+            job brings its own schedule.
     """
 
     id: str
@@ -69,6 +72,21 @@ class Opened:
     policy: Mapping[str, str]
     controls: tuple[str, ...]
     decision: Decision
+    schedule: Schedule | None = None
+
+
+def read_schedule(value: Any) -> Schedule | None:
+    """The schedule that `Schedule.to_json` wrote; None for nothing.
+
+    Raises:
+        ValueError: It is no schedule.
+    """
+    if value is None:
+        return None
+    try:
+        return Schedule(**value)
+    except TypeError as error:
+        raise ValueError(f"schedule {value!r}") from error
 
 
 @dataclass(frozen=True)
@@ -114,6 +132,7 @@ def open_session(
             policy={k: _text(answer["policy"][k]) for k in ("name", "digest")},
             controls=steered,
             decision=decode_decision(answer["decision"]),
+            schedule=read_schedule(answer.get("schedule")),
         )
 
     return Operation(Call("POST", "/v1/sessions", body, key or new_key()), read)

@@ -11,6 +11,7 @@ from ..core.actions import COLUMN, N_CONTROLS, Decision
 from ..core.controls import CONTROLS
 from ..core.errors import LhoptError, ProtocolError
 from ..core.features import Situation
+from ..core.schedules import Schedule
 from ..core.statistics import Statistics
 from ..core.wire import MIN_SCHEDULE
 from . import operations
@@ -95,6 +96,10 @@ class Remote:
         self._failures = self._skipped = 0
         return decision
 
+    def schedule(self) -> Schedule | None:
+        """The default shape of the server's policy; None while no session was opened."""
+        return None if self._session is None else self._session.opened.schedule
+
     def state_dict(self) -> dict[str, Any]:
         """The session, and where in it this run stands."""
         if self._session is None:
@@ -108,6 +113,7 @@ class Remote:
             "next_index": next_index,
             "controls": list(opened.controls),
             "policy": dict(opened.policy),
+            "schedule": None if opened.schedule is None else opened.schedule.to_json(),
         }
 
     def resume(self, state: dict[str, Any], deadline: Deadline) -> None:
@@ -127,6 +133,7 @@ class Remote:
             policy=dict(state["policy"]),
             controls=tuple(state["controls"]),
             decision=Decision.hold(),
+            schedule=operations.read_schedule(state.get("schedule")),
         )
         self._session = Session(self._client, opened)
         self._next, self._parent = opened.next_index, (opened.attempt, opened.next_index)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ..core.actions import Decision
+from ..core.actions import COLUMN, N_CONTROLS, Decision
 from ..core.features import Situation
 from ..core.statistics import Statistics
 from . import ranks
 from .backends import Backend, Deadline, Hold
 from .history import Record
-from .hyperparameters import Hyperparameters
+from .hyperparameters import RATE, Hyperparameters
 from .notices import Notices
 
 
@@ -43,6 +43,8 @@ class Steering:
         self._share = share
         self._timeout = timeout
         self._schedule = 0.0
+        #: Whether a schedule was ever applied: a run that was never answered keeps its own rate.
+        self._schedule_begun = False
 
     def open(self) -> None:
         """Begin the run and carry out its opening decision."""
@@ -96,6 +98,7 @@ class Steering:
         return {
             "index": self.index,
             "schedule": self._schedule,
+            "schedule_begun": self._schedule_begun,
             "hyperparameters": self.hyperparameters.state_dict(),
             "backend": self._backend.state_dict(),
         }
@@ -106,7 +109,22 @@ class Steering:
             self._backend.resume(dict(state["backend"]), Deadline.after(self._timeout))
         self.hyperparameters.load_state_dict(state["hyperparameters"])
         self.index, self._schedule = int(state["index"]), float(state["schedule"])
+        self._schedule_begun = bool(state.get("schedule_begun", True))
         self.history.clear()
+
+    def _held(self, progress: float) -> Decision:
+        """What a policy that holds would say: the default schedule goes on, if we know it.
+
+        Standing still instead would strand a job whose server died early at the warm-up's rate.
+        """
+        schedule = self._backend.schedule()
+        if schedule is None or not self._schedule_begun or RATE not in self._backend.steered():
+            return Decision.hold(schedule=np.array([self._schedule]))
+        begins, share = np.array([progress]), np.array([self._share])
+        following = schedule.log_multiplier(begins, share)
+        delta = np.zeros((1, N_CONTROLS))
+        delta[0, COLUMN[RATE]] = following[0] - self._schedule
+        return Decision(delta, np.zeros_like(delta), following, ((),))
 
     def _carry_out(
         self,
@@ -118,14 +136,19 @@ class Steering:
         decision, source = Decision.hold(schedule=np.array([self._schedule])), "policy"
         if ranks.decides():
             try:
+                decision = self._held(progress)
                 decision = ask()
             except Exception as error:
                 cause = error.cause if isinstance(error, Hold) else type(error).__name__
                 source = f"hold:{cause}"
                 self._notices.warn(
-                    source, "lhopt: no decision (%s); holding the present values: %s", cause, error
+                    source,
+                    "lhopt: no decision (%s); holding, but for the default schedule: %s",
+                    cause,
+                    error,
                 )
         decision, source = ranks.agree(decision, source)
+        self._schedule_begun |= source == "policy"
         self.hyperparameters.apply(decision)
         self._schedule = float(decision.schedule[0])
         self.history.append(

@@ -76,12 +76,16 @@ class Control:
     def apply(self, value: FloatArray, delta: FloatArray) -> FloatArray:
         """The value after a move, held inside [low, high]; any shape.
 
-        A value that starts outside the bounds (a learning rate of 0 during somebody's warm-up,
-        say) is not dragged inside by a no-op: a delta of exactly 0 returns the value untouched.
+        A value that starts outside the bounds is not dragged inside: it may come back, or stay,
+        but go no further.
         """
         value, delta = np.asarray(value, np.float64), np.asarray(delta, np.float64)
         moved = value * np.exp(delta) if self.kind == "scale" else sigmoid(logit(value) + delta)
-        return np.where(delta == 0.0, value, np.clip(moved, self.low, self.high))
+        return np.where(
+            delta == 0.0,
+            value,
+            np.clip(moved, np.minimum(self.low, value), np.maximum(self.high, value)),
+        )
 
     def distance(self, value: FloatArray, start: FloatArray) -> FloatArray:
         """The delta that leads from `start` to `value`; any shape. The inverse of `apply`."""

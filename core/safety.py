@@ -14,6 +14,9 @@ MAX_TOTAL = np.array([control.max_total for control in CONTROLS.values()])
 LEARNING_RATE = COLUMN["learning_rate"]
 #: With a loss that is not finite, the learning rate falls by at least this factor.
 BRAKE = np.log(0.5)
+#: It falls no lower than this, for that reason alone: a job whose logged loss is never a number
+#: though it trains well must not be braked to a standstill.
+BRAKE_FLOOR = np.log(1 / 64)
 
 
 def bound(
@@ -44,11 +47,13 @@ def bound(
     diverged = statistics.diverged
     # nothing is learned from a loss that is not a number: hold, and brake
     safe[diverged] = 0.0
-    safe[diverged, LEARNING_RATE] = np.where(steered[diverged, LEARNING_RATE], BRAKE, 0.0)
-    within = np.clip(safe, -MAX_DELTA, MAX_DELTA)
-
     so_far = np.where(steered, relative, 0.0)
     so_far[:, LEARNING_RATE] -= np.where(steered[:, LEARNING_RATE], schedule_now, 0.0)
+    left = np.minimum(BRAKE_FLOOR - so_far[diverged, LEARNING_RATE], 0.0)
+    brake = np.where(steered[diverged, LEARNING_RATE], np.maximum(BRAKE, left), 0.0)
+    safe[diverged, LEARNING_RATE] = brake
+    within = np.clip(safe, -MAX_DELTA, MAX_DELTA)
+
     # a job that is outside already (its owner moved the value) may come back, not go further
     low, high = np.minimum(-MAX_TOTAL, so_far), np.maximum(MAX_TOTAL, so_far)
     final = np.where(within == 0.0, 0.0, np.clip(so_far + within, low, high) - so_far)

@@ -222,16 +222,29 @@ class Accumulator:
         losses = np.stack(self.losses)
         n = len(losses)
         with np.errstate(invalid="ignore", over="ignore"):
-            std = losses.std(axis=0)
-            values[:, INDEX["train_loss"]] = losses.mean(axis=0)
+            # one bad micro-batch is no divergence; an interval that ends without a number is
+            bad = ~np.isfinite(losses)
+            recovered = np.asarray((~bad[n // 2 :]).any(axis=0))
+            losses = np.where(bad & recovered, np.nan, losses)
+            mean, std, count = _moments(losses, recovered)
+            values[:, INDEX["train_loss"]] = mean
             values[:, INDEX["train_loss_std"]] = std
-            values[:, INDEX["train_loss_sem"]] = std / np.sqrt(max(n - 1, 1))
-            values[:, INDEX["train_loss_last"]] = losses[n // 2 :].mean(axis=0)
+            values[:, INDEX["train_loss_sem"]] = std / np.sqrt(np.maximum(count - 1, 1))
+            values[:, INDEX["train_loss_last"]] = _moments(losses[n // 2 :], recovered)[0]
         if log_displacement is not None:
             values[:, INDEX["log_displacement"]] = log_displacement
         if valid_loss is not None:
             values[:, INDEX["valid_loss"]] = valid_loss
         return Statistics(values)
+
+
+def _moments(losses: FloatArray, recovered: BoolArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean, standard deviation and count over steps, `(K,)`; nan is left out where `recovered`."""
+    used = ~np.isnan(losses) | ~recovered
+    count = used.sum(axis=0)
+    mean = np.where(used, losses, 0.0).sum(axis=0) / count
+    std = np.sqrt(np.where(used, (losses - mean) ** 2, 0.0).sum(axis=0) / count)
+    return mean, std, count
 
 
 __all__ = [

@@ -235,6 +235,15 @@ def _control(row: Mapping[str, Any]) -> Control:
             f"The policy steers {row['name']!r} ({row['kind']}); this version has "
             f"{', '.join(f'{c.name} ({c.kind})' for c in CONTROLS.values())}."
         )
+    bounds = ("low", "high", "max_delta", "max_total")
+    other = [
+        f"{b} {row[b]!r}, here {getattr(known, b)!r}" for b in bounds if row[b] != getattr(known, b)
+    ]
+    if other:
+        raise IncompatiblePolicyError(
+            f"The policy was made for other bounds of {known.name!r} than this version keeps: "
+            f"{'; '.join(other)}. Train it again, or install the version that it was made with."
+        )
     return Control(
         name=known.name,
         kind=known.kind,

@@ -14,7 +14,8 @@ class Catalog:
     """Policies by name and by digest.
 
     Args:
-        policies: Where two have the same name, the later one has it; both have their digest.
+        policies: In order of precedence: where two share a name or were trained for the same
+            optimizer, the earlier one is meant. Both can be named by their digest.
     """
 
     def __init__(self, policies: Iterable[Policy]) -> None:
@@ -22,7 +23,7 @@ class Catalog:
         self._by_name: dict[str, Policy] = {}
         for policy in policies:
             self._by_digest[policy.digest] = policy
-            self._by_name[policy.name] = policy
+            self._by_name.setdefault(policy.name, policy)
 
     def __len__(self) -> int:
         return len(self._by_digest)
@@ -63,13 +64,13 @@ class Catalog:
 
 
 def load_catalog(folder: Path | None) -> Catalog:
-    """The bundled policies, then those of `folder`, which may take over a bundled name.
+    """The policies of `folder` before the bundled ones: an operator's own is preferred.
 
     Raises:
         ConfigurationError: There is no policy at all, or two files of the folder share a name.
         ArtifactError: A file is broken or was made for another version; the message names it.
     """
-    policies = [bundled(name) for name in names()]
+    policies: list[Policy] = []
     seen: dict[str, Path] = {}
     stems = {p.with_suffix("") for p in folder.glob("*.safetensors")} if folder else set()
     if folder:
@@ -90,6 +91,7 @@ def load_catalog(folder: Path | None) -> Catalog:
             )
         seen[policy.name] = path
         policies.append(policy)
+    policies += [bundled(name) for name in names()]
     if not policies:
         raise ConfigurationError(
             "There is no policy to serve: none is bundled and "

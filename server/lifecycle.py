@@ -98,7 +98,11 @@ class Lifecycle:
                 created=now,
                 updated=now,
             )
-            record = answer(_reply(session, session.opening), f"/v1/sessions/{session.id}")
+            body = _reply(session, session.opening)
+            if session.scheduled:
+                # an outage must not strand the job at its warm-up rate: it goes on by itself
+                body["schedule"] = policy.schedule.to_json()
+            record = answer(body, f"/v1/sessions/{session.id}")
             self.store.add_session(session, record if key else None)
             return record
 

@@ -84,7 +84,11 @@ class PolicyReply(BaseModel):
 
 
 class SessionReply(BaseModel):
-    """A session opened or forked. `decision` is in force until `next_index` is reported."""
+    """A session opened or forked. `decision` is in force until `next_index` is reported.
+
+    `schedule` is the policy's default shape, which a job follows by itself while it has no answer;
+    it comes with a session that is opened, unless the job brings its own schedule.
+    """
 
     id: str
     attempt: int
@@ -93,6 +97,7 @@ class SessionReply(BaseModel):
     controls: list[str]
     decision: dict[str, Any]
     wire_version: int
+    schedule: dict[str, Any] | None = None
 
 
 class DecisionReply(BaseModel):

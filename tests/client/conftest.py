@@ -208,6 +208,7 @@ class FakeServer:
                 "policy": {"name": self.policy.name, "digest": self.policy.digest},
                 "controls": controls,
                 "decision": encode_decision(decision),
+                "schedule": self.policy.schedule.to_json() if body["scheduled"] else None,
             },
         )
 

@@ -5,9 +5,11 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +21,17 @@ from lhopt.policy.bundled import bundled
 def remote(job: Any, client: Client, **options: Any) -> tuple[torch.optim.AdamW, Tuner]:
     optimizer = torch.optim.AdamW(job.groups())
     return optimizer, Tuner(optimizer, 60, interval=5, client=client, **options)
+
+
+def still(policy: Policy) -> Policy:
+    """The same policy with a head that always chooses the no-op."""
+    bias = [np.eye(len(c.choices), dtype=np.float32)[c.noop] for c in policy.controls]
+    weights = {
+        **policy.weights,
+        "head.weight": np.zeros_like(policy.weights["head.weight"]),
+        "head.bias": np.concatenate(bias),
+    }
+    return replace(policy, weights=weights, selection="mode")
 
 
 def sources(tuner: Tuner) -> list[str]:
@@ -189,6 +202,7 @@ def test_a_lying_server_is_not_believed(
     from_the_start: bool,
     make_job: Any,
     fake_server: Any,
+    policy: Policy,
 ) -> None:
     def interfere(request: httpx.Request) -> httpx.Response | None:
         opening = request.url.path == "/v1/sessions"
@@ -204,13 +218,12 @@ def test_a_lying_server_is_not_believed(
     alone, job = make_job(), make_job()
     fake_server.interfere = interfere
     optimizer, tuner = remote(job, fake_server.client())
-    start = [group["lr"] for group in optimizer.param_groups]
     job.run(optimizer, tuner, range(60))
     tuner.close()
     plain = torch.optim.AdamW(alone.groups())
-    for group, lr in zip(plain.param_groups, start, strict=True):
-        group["lr"] = lr
-    alone.run(plain, None, range(60))
+    opened = sources(tuner)[0] == "policy"  # then the default schedule goes on without answers
+    holding = Tuner(plain, 60, interval=5, policy=still(policy)) if opened else None
+    alone.run(plain, holding, range(60))
     assert torch.equal(job.weights(), alone.weights())
     assert all(source.startswith("hold:") for source in sources(tuner)[1:])
 
@@ -322,6 +335,26 @@ def test_after_three_failures_only_every_fourth_decision_asks(job: Any, fake_ser
     assert len(fake_server.requests) == 1 + 2 + 2
     paused = [i for i, source in enumerate(sources(tuner)) if source == "hold:pausing"]
     assert paused == [3, 4, 5, 7, 8, 9, 11]
+
+
+def test_a_server_that_dies_early_leaves_the_job_on_the_default_schedule(
+    make_job: Any, fake_server: Any, policy: Policy
+) -> None:
+    # the same weights as a run whose policy holds: standing still would strand the job at a
+    # tenth of its rate, where the opening decision puts it
+    died, held = make_job(), make_job()
+    optimizer, tuner = remote(died, fake_server.client())
+    fake_server.interfere = lambda request: fake_server.problem(500, "internal-error")
+    died.run(optimizer, tuner, range(60))
+    reference = torch.optim.AdamW(held.groups())
+    holding = Tuner(reference, 60, interval=5, policy=still(policy))
+    held.run(reference, holding, range(60))
+    assert set(sources(tuner)[1:]) <= {"hold:internal-error", "hold:pausing"}
+    assert set(sources(holding)) == {"policy"}
+    rates = [record.values["learning_rate"] for record in tuner.history]
+    assert rates == [record.values["learning_rate"] for record in holding.history]
+    assert max(rates) > 0.005
+    assert torch.equal(died.weights(), held.weights())
 
 
 @pytest.mark.parametrize("stop", [10, 13])

@@ -128,3 +128,17 @@ def test_closing_stops_listening(job: Any, policy: Policy) -> None:
     job.run(optimizer, tuner, range(10, 50))
     assert tuner.values == values
     assert tuner.steps == 10
+
+
+def test_a_loop_that_never_reports_is_told_so_and_keeps_the_default_schedule(
+    job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = torch.optim.AdamW(job.groups())
+    tuner = Tuner(optimizer, 60, interval=5, policy=policy)
+    for step in range(60):
+        optimizer.zero_grad()
+        job.loss(step).backward()
+        optimizer.step()
+    assert {record.source for record in tuner.history[1:]} == {"hold:StatisticsError"}
+    assert tuner.history[2].values["learning_rate"] > 0.003  # not the warm-up's 0.001
+    assert sum("no decision" in record.message for record in caplog.records) == 1

@@ -158,3 +158,11 @@ def test_schedules_out_of_range_are_refused() -> None:
         Schedule(kind="linaer")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="warmup must be >= 0"):
         Schedule(warmup_from=0.0)
+
+
+def test_a_value_outside_the_bounds_may_come_back_but_is_not_dragged() -> None:
+    control = CONTROLS["one_minus_beta2"]
+    outside = np.array(control.low / 10)
+    assert control.apply(outside, np.array(-0.1)) == outside
+    assert control.apply(outside, np.array(0.1)) == pytest.approx(float(outside) * np.exp(0.1))
+    assert control.apply(np.array(control.low * 1.01), np.array(-1.0)) == control.low

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhopt.core.actions import COLUMN, N_CONTROLS, Decision
-from lhopt.core.safety import BRAKE, MAX_DELTA, MAX_TOTAL, bound
+from lhopt.core.safety import BRAKE, BRAKE_FLOOR, MAX_DELTA, MAX_TOTAL, bound
 from lhopt.core.statistics import Statistics
 
 LR, DECAY = COLUMN["learning_rate"], COLUMN["weight_decay"]
@@ -30,6 +30,18 @@ def safe(
 
 def move(column: int, value: float) -> list[float]:
     return [value if j == column else 0.0 for j in range(N_CONTROLS)]
+
+
+def test_a_loss_that_is_never_a_number_brakes_to_a_sixty_fourth_and_no_further() -> None:
+    relative = [0.0] * N_CONTROLS
+    for _ in range(40):
+        decision = safe([0.0] * N_CONTROLS, relative, loss=float("nan"))
+        assert decision.delta[0, LR] >= BRAKE - 1e-12
+        relative[LR] += float(decision.delta[0, LR])
+    assert relative[LR] == pytest.approx(BRAKE_FLOOR)
+    # and a rate that is lower already, by the policy's own choice, stays where it is
+    lower = [-6.0 if j == LR else 0.0 for j in range(N_CONTROLS)]
+    assert safe([0.0] * N_CONTROLS, lower, loss=float("nan")).delta[0, LR] == pytest.approx(0.0)
 
 
 any_row = st.lists(st.floats(), min_size=N_CONTROLS, max_size=N_CONTROLS)

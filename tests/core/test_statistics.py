@@ -161,3 +161,18 @@ def test_measured_steps_start_at_the_first_and_are_few(interval: int) -> None:
 def test_a_stride_reads_at_most_so_many(numel: int, wanted: int) -> None:
     assert stride(numel, 10) == wanted
     assert len(range(0, numel, stride(numel, 10))) <= 10
+
+
+def test_one_bad_micro_batch_is_no_divergence() -> None:
+    losses = np.array([1.0, np.nan, 3.0, 2.0])[:, None]
+    statistics = Accumulator.empty(1).add_losses(losses).finish()
+    assert not statistics.diverged[0]
+    assert statistics["train_loss"][0] == pytest.approx(2.0)
+    assert statistics["train_loss_last"][0] == pytest.approx(2.5)
+    assert statistics["train_loss_std"][0] == pytest.approx(np.std([1.0, 3.0, 2.0]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_interval_that_ends_without_a_number_is_divergence(bad: float) -> None:
+    losses = np.array([1.0, 1.0, bad, bad])[:, None]
+    assert Accumulator.empty(1).add_losses(losses).finish().diverged[0]

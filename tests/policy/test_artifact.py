@@ -229,12 +229,13 @@ def _rows(policy: Policy, **changes: Any) -> list[Any]:
         (lambda p: {"features": [*p.features[:-1], "tomorrow"]}, "1 features that this version"),
         (lambda p: {"features": list(p.features[:-1])}, r"'lstm\.weight_ih' has the shape"),
         (lambda p: {"controls": _rows(p, name="momentum")}, "steers 'momentum'"),
+        (lambda p: {"controls": _rows(p, max_delta=9.0)}, "max_delta 9.0, here 1.38"),
         (lambda p: {"controls": _rows(p, kind="logit_shift")}, r"learning_rate' \(logit_shift\)"),
         (lambda p: {"controls": _rows(p, choices=[0.5, 1.0])}, r"'head\.bias' has the shape"),
         (lambda p: {"controls": p.manifest()["controls"][:2]}, r"'head\.bias' has the shape"),
         (lambda p: {"format_version": 2}, "format version 2; this lhopt reads version 1"),
     ],
-    ids=["feature", "fewer", "control", "kind", "choices", "fewer controls", "version"],
+    ids=["feature", "fewer", "control", "bounds", "kind", "choices", "fewer controls", "version"],
 )
 def test_a_policy_made_for_other_things_is_incompatible(
     policy: Policy, changes: Callable[[Policy], dict[str, Any]], match: str

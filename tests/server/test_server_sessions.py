@@ -41,6 +41,7 @@ def test_opening_a_session_answers_with_its_place_and_its_first_decision(
         "controls": ["learning_rate"],
         "decision": encode_decision(first),
         "wire_version": 1,
+        "schedule": policies["alpha"].schedule.to_json(),
     }
 
 
@@ -64,11 +65,18 @@ def test_without_a_name_the_optimizer_picks_the_policy(api: Api) -> None:
     assert api.open(optimizer="torch.optim.SGD")["policy"]["name"] == "beta"
 
 
+def test_an_operators_policy_comes_before_the_bundled_one(api: Api) -> None:
+    assert api.open(optimizer="torch.optim.AdamW")["policy"]["name"] == "alpha"
+
+
+def test_an_optimizer_that_no_policy_knows_gets_the_default(api: Api) -> None:
+    assert api.open(optimizer="torch.optim.AdamX")["policy"]["name"] == "adamw"
+
+
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
         ({"policy": "alpah"}, "unknown-policy", "alpha"),
-        ({"optimizer": "torch.optim.AdamX"}, "unknown-policy", "torch.optim.AdamW"),
         ({"controls": ["learning_rat"]}, "unknown-control", "learning_rate"),
         ({"controls": ["eps", "eps"]}, "invalid-controls", "once"),
         ({"controls": ["eps"]}, "no-common-control", "weight_decay"),
