@@ -131,6 +131,8 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         row: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.imitation is not None:  # with its defaults: a manifest tells every setting
+            row["imitation"] = asdict(ImitationConfig(**self.imitation))
         return row
 
     def fingerprint(self) -> str:
