@@ -196,4 +196,4 @@ class AsyncSession:
         self, outcome: Mapping[str, Any] | None = None, *, timeout: float | None = None
     ) -> None:
         """End the run, with what came of it."""
-        await self._client.run(operations.close_session(self.id, outcome), timeout)
+        await self._client.run(operations.close_session(self.id, self.attempt, outcome), timeout)

@@ -242,4 +242,4 @@ class Session:
         self, outcome: Mapping[str, Any] | None = None, *, timeout: float | None = None
     ) -> None:
         """End the run, with what came of it."""
-        self._client.run(operations.close_session(self.id, outcome), timeout)
+        self._client.run(operations.close_session(self.id, self.attempt, outcome), timeout)

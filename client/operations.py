@@ -168,10 +168,13 @@ def fork(session: str, parent_attempt: int, next_index: int) -> Operation[Forked
     )
 
 
-def close_session(session: str, outcome: Mapping[str, Any] | None) -> Operation[dict[str, Any]]:
-    """`POST /v1/sessions/{id}/close`."""
+def close_session(
+    session: str, attempt: int, outcome: Mapping[str, Any] | None
+) -> Operation[dict[str, Any]]:
+    """`POST /v1/sessions/{id}/close`; refused if another attempt took over."""
     path = f"/v1/sessions/{_quoted(session)}/close"
-    return Operation(Call("POST", path, {"outcome": dict(outcome or {})}, new_key()), _object)
+    body = {"outcome": dict(outcome or {}), "attempt": attempt}
+    return Operation(Call("POST", path, body, new_key()), _object)
 
 
 def get_session(session: str) -> Operation[dict[str, Any]]:

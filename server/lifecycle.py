@@ -154,13 +154,23 @@ class Lifecycle:
 
         return self._once(owner, key, f"fork {session_id}", request, make)
 
-    def close(self, owner: str, session_id: str, outcome: dict[str, Any]) -> SessionRecord:
+    def close(
+        self,
+        owner: str,
+        session_id: str,
+        outcome: dict[str, Any],
+        *,
+        attempt: int | None = None,
+    ) -> SessionRecord:
         """Close a session; closing it again with the same outcome changes nothing.
 
         Raises:
-            Problem: 404; 410 it was closed with another outcome.
+            Problem: 404; 409 another attempt than `attempt` is the current one; 410 it was closed
+                with another outcome.
         """
         session = self._fresh(owner, session_id)
+        if attempt is not None and attempt != session.attempt:
+            raise refusals.other_attempt(session, attempt)
         if session.status == "open":
             self.store.close_session(session.id, outcome, time.time())
             session = self._fresh(owner, session_id)

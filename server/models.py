@@ -68,12 +68,17 @@ class ForkRequest(_Request):
 
 
 class CloseRequest(_Request):
-    """How the job ended; free words and numbers."""
+    """How the job ended; free words and numbers.
+
+    With `attempt`, only the current attempt may close: a process that was replaced cannot end the
+    run of the one that took over.
+    """
 
     outcome: Annotated[
         dict[Word, Annotated[str, StringConstraints(max_length=256)] | float | bool | None],
         Field(max_length=32),
     ] = {}
+    attempt: Index | None = None
 
 
 class PolicyReply(BaseModel):

@@ -89,7 +89,7 @@ async def fork_session(
 
 @router.post(
     "/{session_id}/close",
-    responses=problems(400, 404, 410, 415, 422),
+    responses=problems(400, 404, 409, 410, 415, 422),
     openapi_extra=body_of(CloseRequest),
 )
 async def close_session(
@@ -98,7 +98,9 @@ async def close_session(
     """The job is done: nothing more is decided, everything stays readable."""
     body = await parse(request, CloseRequest)
     lifecycle = services.lifecycle
-    session = await services.engine.write(lambda: lifecycle.close(owner, session_id, body.outcome))
+    session = await services.engine.write(
+        lambda: lifecycle.close(owner, session_id, body.outcome, attempt=body.attempt)
+    )
     return SessionView(**_view(session))
 
 

@@ -221,3 +221,13 @@ def test_policies_are_listed_and_shown(api: Api, policies: dict[str, Policy]) ->
 def test_an_unknown_policy_is_not_found_and_the_nearest_is_named(api: Api) -> None:
     answer = api("GET", "/v1/policies/alpa")
     assert (answer.status_code, answer.json()["nearest"][0]) == (404, "alpha")
+
+
+def test_a_process_that_was_replaced_cannot_close_the_session(api: Api) -> None:
+    opened = api.open()
+    path = f"/v1/sessions/{opened['id']}"
+    api("POST", f"{path}/attempts", json={"parent_attempt": 0, "next_index": 0})
+    stale = api("POST", f"{path}/close", json={"attempt": 0})
+    assert (stale.status_code, stale.json()["code"]) == (409, "stale-attempt")
+    assert api("GET", path).json()["status"] == "open"
+    assert api("POST", f"{path}/close", json={"attempt": 1}).json()["status"] == "closed"
