@@ -24,13 +24,13 @@ from .types import BoolArray, FloatArray
 STEP_STATISTICS: tuple[str, ...] = (
     "clipped",  # 1 where the gradient was clipped; nan where the optimizer does not clip
     "adam_like",  # share of entries with sqrt(v) > eps
-    "log_update_abs",  # mean log |u|
+    "log_update_abs",  # mean log |u|; nan without a second moment
     "log_momentum_over_grad",  # log |m| / |g|
     "log_update_over_param",  # log |lr u| / |p|
     "log_noise_scale",  # log |m| / |m - g|
     "cos_grad_momentum",
     "cos_grad_param",
-    "log_param_over_update",  # log |p| / |u|
+    "log_param_over_update",  # log |p| / |u|; nan without a second moment
     "cos_grad_update",
     "phi_cos_grad_momentum",  # logit of Phi(sqrt(d) cos): size-free
     "phi_cos_grad_update",  # logit of Phi(sqrt(d) cos)
@@ -134,6 +134,9 @@ def measure(
     lr = np.asarray(learning_rate, np.float64)
     lr = lr[:, None] if lr.ndim == 1 else lr
     d, gg, mm, uu, pp, gm, gp, gu, nn, log_abs_u, adam_like = np.moveaxis(moments, -1, 0)
+    # without a second moment the update carries the gradient's unit, and so the loss's: SGD's
+    # size says nothing that one policy could read in every job
+    unitless = ~np.isnan(adam_like)
 
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
 
@@ -152,13 +155,13 @@ def measure(
         log_noise = 0.5 * (np.log(np.maximum(mm, 1e-60)) - np.log(np.maximum(nn, 1e-60)))
         per_tensor = {
             "adam_like": adam_like,
-            "log_update_abs": log_abs_u,
+            "log_update_abs": np.where(unitless, log_abs_u, np.nan),
             "log_momentum_over_grad": np.clip(log_m_over_g, -RATIO_BOUND, RATIO_BOUND),
             "log_update_over_param": np.log(lr * np.sqrt(uu) + TINY) - log_norm(pp),
             "log_noise_scale": np.clip(log_noise, -RATIO_BOUND, RATIO_BOUND),
             "cos_grad_momentum": cos_gm,
             "cos_grad_param": cos_gp,
-            "log_param_over_update": log_norm(pp) - log_norm(uu),
+            "log_param_over_update": np.where(unitless, log_norm(pp) - log_norm(uu), np.nan),
             "cos_grad_update": cos_gu,
             "phi_cos_grad_momentum": logit(phi_gm),
             "phi_cos_grad_update": logit(phi_gu),

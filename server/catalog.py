@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..core.errors import ArtifactError, ConfigurationError, UnknownNameError
 from ..policy.artifact import Policy, load
-from ..policy.bundled import DEFAULT, bundled, names
+from ..policy.bundled import DEFAULT, bundled, check_suited, names
 
 
 class Catalog:
@@ -52,11 +52,13 @@ class Catalog:
 
         Raises:
             UnknownNameError: None was trained for it and the default one is not loaded.
+            ConfigurationError: None was trained for it and the default one does harm there.
         """
         for policy in self._by_name.values():
             if policy.optimizer == optimizer:
                 return policy
         if DEFAULT in self._by_name:
+            check_suited(optimizer)
             return self._by_name[DEFAULT]
         raise UnknownNameError(
             "optimizer", optimizer, {policy.optimizer for policy in self._by_name.values()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.controls import get_controls
-from ..core.errors import LhoptError, UnknownNameError
+from ..core.errors import ConfigurationError, LhoptError, UnknownNameError
 from ..core.wire import WIRE_VERSION
 from ..policy.artifact import Policy
 from .catalog import Catalog
@@ -37,6 +37,8 @@ def choose(catalog: Catalog, request: SessionRequest) -> tuple[Policy, tuple[str
             detail=f"{error} Name one of the policies that GET /v1/policies lists.",
             nearest=error.nearest,
         ) from error
+    except ConfigurationError as error:
+        raise Problem(422, code="unsuited-policy", detail=str(error)) from error
     try:
         asked = get_controls(request.controls)
     except UnknownNameError as error:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from ...core.errors import UnknownNameError
+from ...core.errors import ConfigurationError, UnknownNameError
 from ..artifact import Policy, load
 
 FOLDER = Path(__file__).parent
 #: Taken when an optimizer has no policy of its own: plain Adam's controls are the common ones.
 DEFAULT = "adamw"
+#: Optimizers that `DEFAULT` must not be taken for unasked, and why.
+UNSUITED: dict[str, str] = {
+    "torch.optim.Adagrad": "its rate decays by itself, and with the default policy's decay on top "
+    "it did worse than alone",
+}
 
 
 def names() -> tuple[str, ...]:
@@ -31,9 +36,27 @@ def bundled(name: str = DEFAULT) -> Policy:
 
 
 def for_optimizer(optimizer: str) -> Policy:
-    """The policy trained for an optimizer, e.g. "torch.optim.AdamW"; else `DEFAULT`."""
+    """The policy trained for an optimizer, e.g. "torch.optim.AdamW"; else `DEFAULT`.
+
+    Raises:
+        ConfigurationError: None was trained for it and `DEFAULT` is known to do harm there.
+    """
     for name in names():
         policy = bundled(name)
         if policy.optimizer == optimizer:
             return policy
+    check_suited(optimizer)
     return bundled(DEFAULT)
+
+
+def check_suited(optimizer: str) -> None:
+    """Refuse to take `DEFAULT` for an optimizer that it does harm to.
+
+    Raises:
+        ConfigurationError: See `UNSUITED`.
+    """
+    if optimizer in UNSUITED:
+        raise ConfigurationError(
+            f"No policy was trained for {optimizer}: {UNSUITED[optimizer]}. Use another optimizer, "
+            f"a policy trained for it, or ask for policy={DEFAULT!r} by name to take it anyway."
+        )

@@ -142,3 +142,10 @@ def test_a_loop_that_never_reports_is_told_so_and_keeps_the_default_schedule(
     assert {record.source for record in tuner.history[1:]} == {"hold:StatisticsError"}
     assert tuner.history[2].values["learning_rate"] > 0.003  # not the warm-up's 0.001
     assert sum("no decision" in record.message for record in caplog.records) == 1
+
+
+def test_the_default_policy_is_not_taken_where_it_does_harm(job: Any) -> None:
+    optimizer = torch.optim.Adagrad(job.groups())
+    with pytest.raises(ConfigurationError, match=r"Adagrad.*policy='adamw'"):
+        Tuner(optimizer, 60)
+    Tuner(optimizer, 60, policy="adamw").close()

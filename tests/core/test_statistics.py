@@ -10,6 +10,7 @@ from lhopt.core.errors import StatisticsError, UnknownNameError
 from lhopt.core.moments import MOMENTS, tensor_moments
 from lhopt.core.sampling import MAX_PER_INTERVAL, measured_steps, stride
 from lhopt.core.statistics import (
+    INDEX,
     STATISTICS,
     STEP_STATISTICS,
     Accumulator,
@@ -176,3 +177,13 @@ def test_one_bad_micro_batch_is_no_divergence() -> None:
 def test_an_interval_that_ends_without_a_number_is_divergence(bad: float) -> None:
     losses = np.array([1.0, 1.0, bad, bad])[:, None]
     assert Accumulator.empty(1).add_losses(losses).finish().diverged[0]
+
+
+def test_an_update_that_carries_the_gradients_unit_is_not_measured_in_size() -> None:
+    moments = np.ones((1, 2, len(MOMENTS)))
+    sized = [INDEX["log_update_abs"], INDEX["log_param_over_update"]]
+    assert np.isfinite(measure(moments, np.ones(1))[0, sized]).all()
+    moments[..., MOMENTS.index("adam_like")] = np.nan  # SGD: no second moment
+    plain = measure(moments, np.ones(1))[0]
+    assert np.isnan(plain[sized]).all()
+    assert np.isfinite(plain[INDEX["log_update_over_param"]])

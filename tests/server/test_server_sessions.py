@@ -231,3 +231,10 @@ def test_a_process_that_was_replaced_cannot_close_the_session(api: Api) -> None:
     assert (stale.status_code, stale.json()["code"]) == (409, "stale-attempt")
     assert api("GET", path).json()["status"] == "open"
     assert api("POST", f"{path}/close", json={"attempt": 1}).json()["status"] == "closed"
+
+
+def test_the_default_policy_is_not_taken_where_it_does_harm(api: Api) -> None:
+    answer = api("POST", "/v1/sessions", json=REQUEST | {"optimizer": "torch.optim.Adagrad"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "unsuited-policy")
+    assert "policy='adamw'" in answer.json()["detail"]
+    assert api.open(optimizer="torch.optim.Adagrad", policy="adamw")["policy"]["name"] == "adamw"
