@@ -83,9 +83,10 @@ def test_losses_agree_with_torch_adamw_run_by_run() -> None:
 
 def test_losses_agree_with_the_steerable_face() -> None:
     settings = Settings(learning_rate=0.01, one_minus_beta1=0.25, one_minus_beta2=0.01)
+    face: dict[str, Any] = {"lr": 0.01, "betas": (0.75, 0.99), "weight_decay": 0.01}
     ours = BatchedRuns(digits(), SEEDS[:2], settings, rule=STEERABLE).advance(60).losses
     for i in range(2):
-        theirs = alone(digits(), SEEDS[i], lambda p: SteerableAdamW(p, 0.01, weight_decay=0.01), 60)
+        theirs = alone(digits(), SEEDS[i], lambda p: SteerableAdamW(p, **face), 60)
         np.testing.assert_allclose(ours[:, i], theirs, atol=1e-4)
 
 
@@ -223,7 +224,7 @@ def test_the_steerable_face_measures_as_the_engine_does() -> None:
                 parts = (p.grad, momentum, update, old, adam_like)
                 rows.append(torch.stack(tensor_moments(*(x.reshape(-1) for x in parts))))
 
-    alone(task, SEEDS[0], lambda p: Measured(p, rate), 13)
+    alone(task, SEEDS[0], lambda p: Measured(p, rate, (0.75, 0.99), weight_decay=0.1), 13)
     np.testing.assert_allclose(torch.stack(rows), seen.moments[0, 0, :, 1:], rtol=2e-3, atol=1e-5)
     assert clips[-1] == seen.clipped[0, 0]
 

@@ -475,7 +475,7 @@ def test_bad_values_are_refused_with_what_is_allowed(make: Callable[[], Any], ma
 
 
 def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
-    optimizer = SteerableAdamW([torch.ones(2)])
+    optimizer = SteerableAdamW([torch.ones(2)], lr=3e-2)
     for group in ({"lr": -1.0}, {"params": [torch.ones(1, dtype=torch.complex64)]}):
         with pytest.raises(ConfigurationError):
             optimizer.add_param_group({"params": [torch.ones(2)], **group})
