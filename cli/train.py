@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("torch.optim.AdamW", "lhopt.SteerableAdamW")
 
 
+#: What a folder's training was started with, so that --resume needs no flag repeated.
+CONFIG = "config.json"
+
+
 def add_parser(subparsers: Any) -> None:
     """Add `lhopt train`."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
@@ -73,10 +77,19 @@ def run(args: argparse.Namespace) -> int:
             bar.n = done
             bar.set_postfix_str(name)
 
-        pool, valid = make_pools(config, processes=args.processes, progress=measured)
+        try:
+            pool, valid = make_pools(config, processes=args.processes, progress=measured)
+        except KeyboardInterrupt:
+            print(
+                "lhopt train: stopped before the first update. The frontiers measured so far are "
+                "cached: the same command, without --resume, goes on from them.",
+                file=sys.stderr,
+            )
+            return 130
     families = sorted({entry.spec.family for entry in pool.entries})
     print(f"{len(pool)} training tasks of {len(families)} families: {', '.join(families)}")
     trainer = Trainer(config, args.folder, pool, valid, device=args.device)
+    (args.folder / CONFIG).write_text(json.dumps(config.to_json(), indent=1) + "\n")
     if args.resume:
         trainer.resume()
         print(f"resumed after update {trainer.update}")
@@ -142,6 +155,8 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
     given: dict[str, Any] = {}
     if args.config is not None:
         given.update(_read_file(args.config))
+    elif args.resume and (args.folder / CONFIG).exists():
+        given.update(_read_file(args.folder / CONFIG))  # what it was started with
     for item in args.set:
         name, _, text = item.partition("=")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Collection, Sequence
@@ -19,6 +20,8 @@ from ..policy import artifact, bundled
 from ..policy.artifact import Policy
 from .backends import Backend, Embedded, Terms
 from .hyperparameters import RATE, Hyperparameters
+
+logger = logging.getLogger("lhopt")
 
 
 def whole(name: str, value: Any, *, why: str) -> int:
@@ -122,7 +125,13 @@ def find_policy(policy: str | Path | Policy | None, optimizer: str) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if policy is None:
-        return bundled.for_optimizer(optimizer)
+        found = bundled.for_optimizer(optimizer)
+        if found.optimizer != optimizer:
+            logger.warning(
+                "lhopt: no policy was trained for %s; taking %r, trained for %s. Compare with a "
+                "run without it.", optimizer, found.name, found.optimizer,
+            )  # fmt: skip
+        return found
     if isinstance(policy, str) and policy in bundled.names():
         return bundled.bundled(policy)
     if _is_file(policy):

@@ -141,10 +141,12 @@ class Steering:
             except Exception as error:
                 cause = error.cause if isinstance(error, Hold) else type(error).__name__
                 source = f"hold:{cause}"
+                scheduled = self._schedule_begun and self._backend.schedule() is not None
                 self._notices.warn(
                     source,
-                    "lhopt: no decision (%s); holding, but for the default schedule: %s",
+                    "lhopt: no decision (%s); holding the present values%s: %s",
                     cause,
+                    ", only the default schedule goes on" if scheduled else "",
                     error,
                 )
         decision, source = ranks.agree(decision, source)

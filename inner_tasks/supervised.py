@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, UnknownNameError
 from .base import Batch, InnerTask, Params, Split, TaskFamily
 from .data import Dataset, generator
 from .losses import LOSSES
@@ -52,7 +52,12 @@ class SupervisedTask(InnerTask):
         self.batch_size = int(config["batch_size"])
         self.net = net
         self._scale = float(config["loss_scale"])
-        self._criterion = LOSSES[data.kind][config["loss"]]
+        criteria = LOSSES[data.kind]
+        if config.get("loss") not in criteria:
+            raise UnknownNameError(
+                f"loss for {data.kind} targets", str(config.get("loss")), criteria
+            )
+        self._criterion = criteria[config["loss"]]
         self._splits: dict[Split, Batch] = dict(data.splits)
         inputs, targets = data.splits["train"]
         noise = float(config["label_noise"])

@@ -13,6 +13,8 @@ FOLDER = Path(__file__).parent
 DEFAULT = "adamw"
 #: Optimizers that `DEFAULT` must not be taken for unasked, and why.
 UNSUITED: dict[str, str] = {
+    "torch.optim.Adadelta": "its rate is a unitless 1, and lowering it as the default policy does "
+    "did worse than nothing",
     "torch.optim.Adagrad": "its rate decays by itself, and with the default policy's decay on top "
     "it did worse than alone",
 }
