@@ -149,3 +149,13 @@ def test_the_default_policy_is_not_taken_where_it_does_harm(job: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"Adagrad.*policy='adamw'"):
         Tuner(optimizer, 60)
     Tuner(optimizer, 60, policy="adamw").close()
+
+
+def test_a_policy_that_was_trained_for_another_optimizer_is_not_taken_in_silence(
+    job: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    Tuner(torch.optim.SGD(job.groups()), 60).close()
+    assert "no policy was trained for torch.optim.SGD; taking 'adamw'" in caplog.text
+    caplog.clear()
+    Tuner(torch.optim.AdamW(job.groups()), 60).close()
+    assert caplog.text == ""

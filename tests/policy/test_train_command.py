@@ -165,3 +165,16 @@ def small_training(folder: Path) -> list[str]:
     file = folder / "config.json"
     file.write_text(json.dumps({**SMALL, "imitation": {}, "families": ["noisy-quadratic"]}))
     return ["train", str(folder / "run"), "--config", str(file)]
+
+
+def test_a_bare_resume_takes_the_settings_that_the_folder_was_started_with(
+    tmp_path: Path,
+) -> None:
+    started = replace(TrainConfig(), seed=5, lstm=32, gamma=0.99, imitation={"rounds": 3})
+    (tmp_path / "config.json").write_text(json.dumps(started.to_json()))
+    words = ["train", str(tmp_path), "--resume", "--updates", "9"]
+    resumed = read_config(build_parser().parse_args(words))
+    assert resumed.fingerprint() == started.fingerprint()
+    assert resumed.updates == 9
+    fresh = read_config(build_parser().parse_args(words[:2]))
+    assert fresh.seed == TrainConfig().seed
