@@ -6,8 +6,6 @@ Two changes, numerically equal to the original (tests hold them against it):
    in Python whenever any sequence starts an episode, which in training is nearly always; but the
    buffer already cuts sequences at episode starts, so only position 0 can be a start.
 2. One padded `log_softmax` replaces a Python list of `Categorical`s, one per control.
-
-Together 2.5 to 3 times the original's rate at LSTM widths of 64 to 256.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from ..env.vector import HyperparameterVectorEnv
 from ..inner_tasks.registry import FAMILIES
 from ..inner_tasks.registry import families as all_families
 from .artifact import Policy, Selection, save
-from .evaluate import closed_loop, hold, run
+from .evaluate import closed_loop, run
 from .export import export
 from .imitation import ACTOR, ImitationConfig, imitate
 from .learner import HyperparameterPolicy
@@ -175,8 +175,8 @@ def read_checkpoint(folder: Path, config: TrainConfig) -> dict[str, Any]:
 class Trainer:
     """One training run in one folder.
 
-    The folder gets `checkpoint.pt` (to go on from; our own file, trusted like code), TensorBoard
-    logs under SB3's key names, `progress.csv`, and the exported policy.
+    The folder gets `checkpoint.pt` (to go on from; our own file, trusted like code), `logs/` with
+    TensorBoard events and a `progress.csv` per start under SB3's key names, and the policy.
 
     Args:
         config: What to train.
@@ -493,15 +493,6 @@ class _Progress(BaseCallback):
 
 class _Stop(Exception):
     """Ends `learn` from inside a callback; never leaves this module."""
-
-
-def noop_speed(pool: TaskPool, config: EnvConfig, n_runs: int = 4) -> dict[str, float]:
-    """Mean log2 speed of the no-op policy by family, from the unperturbed start."""
-    out: dict[str, list[float]] = defaultdict(list)
-    for entry in pool.entries:
-        result = run(entry, config, lambda _: hold, seeds=list(range(5000, 5000 + n_runs)))
-        out[entry.spec.family].append(float(result.log2_speed.mean()))
-    return {family: float(np.mean(values)) for family, values in out.items()}
 
 
 def imitation_specs(config: TrainConfig) -> list[TaskSpec]:

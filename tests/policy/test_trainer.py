@@ -15,7 +15,7 @@ from lhopt.env.config import EnvConfig
 from lhopt.env.pool import TaskPool
 from lhopt.policy.artifact import load
 from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, run
-from lhopt.policy.train import TrainConfig, Trainer, noop_speed
+from lhopt.policy.train import TrainConfig, Trainer
 
 CONFIG = TrainConfig(
     name="tiny", seed=4, updates=4, n_buckets=2, runs_per_bucket=4, n_steps=8, batch_size=32,
@@ -159,5 +159,3 @@ def test_evaluation_runs_every_kind_of_controller(pool: TaskPool, make: Callable
     path[1, 0] = 1.0
     d = go(lambda episode: open_loop(np.array([0.0, 1.0]), path, episode.n_decisions))
     np.testing.assert_allclose(d.actions[:, :, 0].sum(0), 0.8)  # the last interval is not decided
-    speeds = noop_speed(pool, config, n_runs=2)
-    assert set(speeds) == {"noisy-quadratic"}
