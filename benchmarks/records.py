@@ -1,4 +1,4 @@
-"""What the bench keeps: one row per finished run, in a file that an interrupted bench reads back."""
+"""What the bench keeps: one row per finished run, in a file that an interrupted run reads back."""
 
 from __future__ import annotations
 
