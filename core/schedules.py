@@ -19,7 +19,8 @@ from .types import FloatArray
 class Schedule:
     """Multiplier of the starting learning rate, constant within an interval.
 
-    `kind` "none" is 1 throughout. `kind` "linear" decays linearly over the run to `final`, read at
+    `kind` "none" is 1 throughout. `kind` "linear" stays at 1 for the share `hold` of the run and
+    then decays to `final`, linearly or, with `power`, by the remaining share to that power; read at
     the middle of each interval. Both start with `warmup` intervals that rise geometrically from
     `warmup_from` to 1: a starting rate that is far too high then shows in the statistics before
     it has ruined the weights.
@@ -29,12 +30,16 @@ class Schedule:
         warmup: Number of intervals below full rate.
         warmup_from: Multiplier of the first interval.
         final: Where the decay ends, as a multiplier.
+        hold: Share of the run before the decay.
+        power: Of the decay; 1 is a straight line, above it falls early.
     """
 
     kind: Literal["none", "linear"] = "linear"
     warmup: int = 2
     warmup_from: float = 0.1
     final: float = 0.0
+    hold: float = 0.0
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "linear"):
@@ -43,6 +48,11 @@ class Schedule:
             raise ConfigurationError(
                 f"Schedule with warmup={self.warmup}, warmup_from={self.warmup_from}, "
                 f"final={self.final}: warmup must be >= 0, warmup_from in (0, 1], final in [0, 1]."
+            )
+        if not 0.0 <= self.hold < 1.0 or not self.power > 0.0:
+            raise ConfigurationError(
+                f"Schedule with hold={self.hold}, power={self.power}: hold must be in [0, 1), "
+                "power above 0."
             )
 
     @classmethod
@@ -61,7 +71,8 @@ class Schedule:
         middle = np.minimum(progress + 0.5 * share, 0.5 * (progress + 1.0))
         out = np.zeros(np.broadcast(progress, share).shape)
         if self.kind == "linear":
-            out = out + np.log(np.maximum(1.0 - middle * (1.0 - self.final), 1e-4))
+            left = np.minimum((1.0 - middle) / (1.0 - self.hold), 1.0) ** self.power
+            out = out + np.log(np.maximum(self.final + left * (1.0 - self.final), 1e-4))
         if self.warmup:
             index = np.rint(progress / share)
             left = np.maximum(1.0 - index / self.warmup, 0.0)

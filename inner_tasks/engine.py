@@ -204,7 +204,9 @@ class BatchedRuns:
             if rates is not None:
                 self._hyper.lr = rates[i, :, None]
             square = g.square().sum(1, keepdim=True)
-            clip, clipped = begin_step(self.rule, self._state, self._hyper, square)
+            clip, clipped = begin_step(
+                self.rule, self._state, self._hyper, square, self.flat.shape[1]
+            )
             before = self.flat.clone() if i in wanted else None
             update_block(
                 self.rule, self._state, self._hyper, self.flat, g,
@@ -257,7 +259,12 @@ class BatchedRuns:
         self._average = None if self._average is None else self._average[picked]
         state = self._state
         self._state = RunState(
-            state.product1[picked], state.product2[picked], state.max_norm[picked], state.step
+            state.product1[picked],
+            state.product2[picked],
+            state.max_norm[picked],
+            state.mean_square[picked],
+            state.gradient_rms[picked],
+            state.step,
         )
         self._orders = [self._orders[i] for i in index]
         self.alive = self.alive[index]
@@ -313,7 +320,9 @@ class BatchedRuns:
         c1, c2 = corrections(self.rule, self._state, self._hyper)
         momentum = self._momentum / c1.to(before.dtype)
         update = (before - self.flat) / self._hyper.lr.to(before.dtype)
-        adam_like = (self._second / c2.to(before.dtype)).sqrt() > self._hyper.eps
+        adam_like = (self._second / c2.to(before.dtype)).sqrt() > (
+            self._hyper.eps * self._state.gradient_rms
+        )
         columns: list[Tensor] = []
         for a, b in zip(self.bounds, self.bounds[1:], strict=False):
             part = slice(a, b)

@@ -188,7 +188,7 @@ class SteerableAdamW(torch.optim.Optimizer):
 
     def _square(self, gradients: list[Tensor]) -> Tensor | None:
         """Squared norm of all gradients, `(1, 1)`; `None` where nothing clips."""
-        if not self.rule.clip:
+        if not (self.rule.clip or self.rule.relative_eps):
             return None
         home = gradients[0].device
         # a float16's square overflows at a norm of 256
@@ -199,10 +199,10 @@ class SteerableAdamW(torch.optim.Optimizer):
         """Factor of a group's gradients; moves its maximum of past norms on."""
         if square is None:
             return None
-        one = torch.ones_like(square)
-        max_norm = group["max_norm"] = group["max_norm"].to(square.device)
+        run = RunState.initial(square, 1)
+        run.max_norm = group["max_norm"] = group["max_norm"].to(square.device)
         hyper = self._hyper(group, square.device)
-        factor, clipped = begin_step(self.rule, RunState(one, one.clone(), max_norm), hyper, square)
+        factor, clipped = begin_step(self.rule, run, hyper, square)
         self._clipped = clipped if self._clipped is None else self._clipped | clipped
         return factor
 
@@ -216,7 +216,8 @@ class SteerableAdamW(torch.optim.Optimizer):
             if self.rule.average:
                 state["average"] = p.detach().clone(memory_format=torch.contiguous_format)
         # counted per parameter: one that joins late, or is skipped, has its own bias correction
-        run = RunState(state["product1"], state["product2"], hyper.lr, state["step"])
+        run = RunState.initial(p, 1)
+        run.product1, run.product2, run.step = state["product1"], state["product2"], state["step"]
         begin_step(self._unclipped, run, hyper, hyper.lr)
         state["step"] = run.step
         assert p.grad is not None

@@ -18,6 +18,8 @@ from ..core.errors import ConfigurationError, UnknownNameError
 
 #: Quintic Newton-Schulz coefficients, as torch.optim.Muon (Jordan, 2024).
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+#: Matrices at least this many times as wide as high are orthogonalised through their Gram matrix.
+GRAM_ASPECT = 2.5
 BIAS_CORRECTIONS = ("running", "step")
 
 
@@ -27,21 +29,30 @@ class StepRule:
 
     Attributes:
         orthogonal: On matrices, replace Adam's update by orthogonalised momentum (Muon).
-        ns_steps: Newton-Schulz iterations when `orthogonal`.
+        ns_steps: Newton-Schulz iterations when `orthogonal`; 0 only gives every row the same norm.
         nesterov: Orthogonalise a look-ahead of the momentum, as Muon does.
         trust_power: Scale a matrix's update by (|p| / |u|) to this power: 0 is plain, 1 is LAMB,
             where the learning rate is the relative change of a matrix per step.
+        vector_scale: Factor of the update of everything that is no matrix (biases, norms).
+        cautious: Leave out entries whose update would climb along this step's gradient.
+        relative_eps: Hold eps relative to the root mean square of all recent gradients together,
+            which makes it unitless.
         average: Horizon of the weight average as a fraction of the steps so far; 0 is none.
         clip: Clip the gradient at `clip_ratio` times the decaying maximum of past norms.
         clip_decay: Decay of that maximum per step.
         bias_correction: "running" divides by the product of the betas really used, right when
             betas move; "step" is torch.optim.AdamW's 1 - beta**t with today's beta.
+
+    Source: cautious updates: Liang et al., 2024, arXiv:2411.16085, without their rescaling.
     """
 
     orthogonal: bool = False
     ns_steps: int = 5
     nesterov: bool = True
     trust_power: float = 0.0
+    vector_scale: float = 1.0
+    cautious: bool = False
+    relative_eps: bool = False
     average: float = 0.0
     clip: bool = False
     clip_decay: float = 0.99
@@ -54,11 +65,13 @@ class StepRule:
             raise ConfigurationError(
                 f"trust_power is {self.trust_power}; it must lie in [0, 1]: 0 is AdamW, 1 is LAMB."
             )
-        if self.average < 0.0 or self.ns_steps < 1 or not 0.0 < self.clip_decay <= 1.0:
+        if self.average < 0.0 or self.ns_steps < 0 or not 0.0 < self.clip_decay <= 1.0:
             raise ConfigurationError(
                 f"average={self.average}, ns_steps={self.ns_steps}, clip_decay={self.clip_decay}: "
-                "average must be >= 0, ns_steps >= 1, clip_decay in (0, 1]."
+                "average must be >= 0, ns_steps >= 0, clip_decay in (0, 1]."
             )
+        if self.vector_scale <= 0.0:
+            raise ConfigurationError(f"vector_scale is {self.vector_scale}; it must be above 0.")
 
 
 #: torch.optim.AdamW to the letter, formula for moving betas included.
@@ -92,18 +105,24 @@ class RunState:
         product1: Product of beta1 over the steps so far.
         product2: Product of beta2 over the steps so far.
         max_norm: Decaying maximum of past gradient norms; 0 before the first step.
+        mean_square: Decayed mean of the whole gradient's square per entry, not bias-corrected;
+            moves only where eps is relative to it.
+        gradient_rms: Root of the same, bias-corrected; 1 where eps is absolute.
     """
 
     product1: Tensor
     product2: Tensor
     max_norm: Tensor
+    mean_square: Tensor
+    gradient_rms: Tensor
     step: int = 0
 
     @classmethod
     def initial(cls, like: Tensor, n_runs: int) -> RunState:
         """Before the first step, on the device of `like`."""
         one = torch.ones(n_runs, 1, dtype=torch.float64, device=like.device)
-        return cls(one, one.clone(), torch.zeros_like(one))
+        zero = torch.zeros_like(one)
+        return cls(one, one.clone(), zero, zero.clone(), one.clone())
 
 
 @dataclass(frozen=True)
@@ -133,7 +152,11 @@ def matrices(shapes: Sequence[tuple[int, ...]]) -> tuple[Matrix, ...]:
 
 
 def begin_step(
-    rule: StepRule, state: RunState, hyper: Hyperparameters, gradient_square: Tensor
+    rule: StepRule,
+    state: RunState,
+    hyper: Hyperparameters,
+    gradient_square: Tensor,
+    n_entries: int = 1,
 ) -> tuple[Tensor | None, Tensor]:
     """Advance the shared state by one step; once per step, before the blocks.
 
@@ -142,6 +165,7 @@ def begin_step(
         state: Updated in place.
         hyper: This step's values.
         gradient_square: `(K, 1)` squared norm of the whole gradient.
+        n_entries: Entries of the whole gradient; counts only where eps is relative.
 
     Returns:
         The factor that clips the gradient, `(K, 1)`, or `None` where nothing clips; and whether it
@@ -150,14 +174,22 @@ def begin_step(
     state.step += 1
     state.product1.mul_(1.0 - hyper.one_minus_beta1)
     state.product2.mul_(1.0 - hyper.one_minus_beta2)
-    if not rule.clip:
-        return None, torch.zeros_like(gradient_square, dtype=torch.bool)
-    norm = gradient_square.double().sqrt()
-    # before the first step there is no past norm to clip at
-    limit = torch.where(state.max_norm > 0, hyper.clip_ratio * state.max_norm, norm)
-    clipped = norm > limit
-    state.max_norm.mul_(rule.clip_decay).copy_(torch.maximum(state.max_norm, norm))
-    return torch.where(clipped, limit / norm.clamp_min(1e-30), torch.ones_like(norm)), clipped
+    square = gradient_square.double()
+    factor, clipped = None, torch.zeros_like(gradient_square, dtype=torch.bool)
+    if rule.clip:
+        norm = square.sqrt()
+        # before the first step there is no past norm to clip at
+        limit = torch.where(state.max_norm > 0, hyper.clip_ratio * state.max_norm, norm)
+        clipped = norm > limit
+        state.max_norm.mul_(rule.clip_decay).copy_(torch.maximum(state.max_norm, norm))
+        factor = torch.where(clipped, limit / norm.clamp_min(1e-30), torch.ones_like(norm))
+        square = square * factor.square()
+    if rule.relative_eps:
+        state.mean_square.lerp_(square / n_entries, hyper.one_minus_beta2)
+        # the running product whatever the bias correction: the mean has been decayed by it
+        mean = state.mean_square / (1.0 - state.product2).clamp_min(1e-30)
+        state.gradient_rms = mean.sqrt().clamp_min(1e-30)
+    return factor, clipped
 
 
 def corrections(rule: StepRule, state: RunState, hyper: Hyperparameters) -> tuple[Tensor, Tensor]:
@@ -190,7 +222,8 @@ def update_block(
         p = p - lr weight_decay p - lr u
 
     and on each matrix, where `rule` says so, u is orthogonalised momentum (scaled to Muon's
-    sqrt(max(1, rows / columns))) and is multiplied by (rms(p) / rms(u)) ** trust_power.
+    sqrt(max(1, rows / columns))) and is multiplied by (rms(p) / rms(u)) ** trust_power; the rest is
+    multiplied by `vector_scale`.
 
     Args:
         rule: Fixed settings.
@@ -209,19 +242,35 @@ def update_block(
     momentum.lerp_(g, hyper.one_minus_beta1.to(dtype))
     second.lerp_(g.square(), hyper.one_minus_beta2.to(dtype))
     c1, c2 = corrections(rule, state, hyper)
-    lr, eps = hyper.lr.to(dtype), hyper.eps.to(dtype)
+    lr, eps = hyper.lr.to(dtype), (hyper.eps * state.gradient_rms).to(dtype)
     # torch.optim.AdamW's order of operations, so that float32 agrees to the last digits
-    denominator = (second.sqrt() / c2.sqrt().to(dtype)).add_(eps)
-    if rule.orthogonal or rule.trust_power:
-        update = (momentum / c1.to(dtype)).div_(denominator)
+    if rule.orthogonal or rule.trust_power or rule.cautious or rule.vector_scale != 1.0:
+        update = torch.empty_like(momentum)
+        inside = [slice(m.start, m.stop) for m in block_matrices]
+        outside = _outside(inside, param.shape[1])
+        for part in outside if rule.orthogonal else (*inside, *outside):
+            denominator = (second[:, part].sqrt() / c2.sqrt().to(dtype)).add_(eps)
+            torch.div(momentum[:, part] / c1.to(dtype), denominator, out=update[:, part])
         for matrix in block_matrices:
             _shape_matrix(rule, hyper, matrix, param, g, momentum, update)
+        if rule.cautious:
+            update.mul_(update * g > 0)
+        for part in outside if rule.vector_scale != 1.0 else ():
+            update[:, part].mul_(rule.vector_scale)
         update.mul_(lr)
     else:
+        denominator = (second.sqrt() / c2.sqrt().to(dtype)).add_(eps)
         update = momentum.div(denominator).mul_((hyper.lr / c1).to(dtype))
     param.mul_((1.0 - hyper.lr * hyper.weight_decay).to(dtype)).sub_(update)
     if average is not None:
         average.lerp_(param, 1.0 / (1.0 + rule.average * (state.step - 1)))
+
+
+def _outside(inside: Sequence[slice], stop: int) -> list[slice]:
+    """The columns between those slices, which are in order."""
+    starts = [0, *(part.stop for part in inside)]
+    stops = [*(part.start for part in inside), stop]
+    return [slice(a, b) for a, b in zip(starts, stops, strict=True) if a < b]
 
 
 def _shape_matrix(
@@ -255,6 +304,9 @@ def _shape_matrix(
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """Nearest semi-orthogonal matrix, roughly: singular values move to about 0.7 to 1.2.
 
+    With no steps, the rows (of the wider way round) get the same norm each, and a norm in all like
+    that of a semi-orthogonal matrix: the direction of steepest descent where rows count one by one.
+
     Args:
         matrix: `(K, rows, columns)`, any scale.
         steps: Newton-Schulz iterations.
@@ -264,9 +316,33 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     a, b, c = NS_COEFFICIENTS
     wide = matrix.shape[1] <= matrix.shape[2]
     x = matrix if wide else matrix.transpose(1, 2)
-    norm = x.square().sum((1, 2), keepdim=True).sqrt()
-    x = x / norm.clamp_min(1e-7 if x.dtype is torch.float32 else 1e-12)
+    least = 1e-7 if x.dtype is torch.float32 else 1e-12
+    if not steps:
+        x = x / x.square().sum(2, keepdim=True).sqrt().clamp_min(least)
+        return x if wide else x.transpose(1, 2)
+    x = x / x.square().sum((1, 2), keepdim=True).sqrt().clamp_min(least)
+    rows, columns = x.shape[1:]
+    if columns >= GRAM_ASPECT * rows:
+        return _orthogonalise_wide(x, steps) if wide else _orthogonalise_wide(x, steps).mT
     for _ in range(steps):
         gram = torch.bmm(x, x.transpose(1, 2))
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if wide else x.transpose(1, 2)
+
+
+def _orthogonalise_wide(x: Tensor, steps: int) -> Tensor:
+    """The same iterations on the Gram matrix alone, which commutes with all of them.
+
+    The matrix itself is met twice instead of twice per iteration: less work where it is wide.
+    """
+    a, b, c = NS_COEFFICIENTS
+    gram = torch.bmm(x, x.mT)
+    product: Tensor | None = None
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else torch.bmm(factor, product)
+        if step + 1 < steps:
+            gram = torch.bmm(factor, torch.bmm(factor, gram))
+    assert product is not None
+    return torch.bmm(product, x)
