@@ -17,6 +17,8 @@ from torch import Tensor
 Split = Literal["train", "inner_valid", "outer_valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+Scoring = Literal["last", "best"]
+
 Params = dict[str, Tensor]
 Batch = tuple[Tensor, ...]
 
@@ -32,11 +34,16 @@ class InnerTask(ABC):
         name: Unique and stable, e.g. "digits-mlp/17"; it keys the frontier cache.
         family: The family's name, e.g. "digits-mlp".
         batch_size: Examples in one inner step.
+        selection: Which `outer_valid` loss a bench scores a run by. "last": the one after the last
+            step. "best": the lowest of those after every fiftieth of the run, as early stopping
+            would keep; for tasks that overfit within their length, and then for every optimizer
+            and the baseline alike. Nothing else reads it.
     """
 
     name: str
     family: str
     batch_size: int
+    selection: Scoring = "last"
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> Params:

@@ -13,7 +13,7 @@ from torch.func import grad_and_value, vmap
 from ..core.errors import TaskContractError
 from .base import SPLITS, Batch, InnerTask, Params
 
-_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*((/[0-9]+)|(@[a-z0-9-]+))?")
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*((/[0-9]+)|(@[a-z0-9-]+)|(:[^/\s]+))?")
 _TOLERANCE = 1e-5
 _HELD_OUT_ROWS = 512  # per evaluation inside the check
 _TRAIN_STEPS = 30
@@ -70,7 +70,7 @@ def _check_names(task: InnerTask) -> None:
             f"name is {task.name!r} and family {task.family!r}; use lower-case words joined by "
             "hyphens, with '/' and the seed for a drawn task: 'digits-mlp/17'.",
         )
-    if re.split("[/@]", task.name)[0] != task.family:
+    if re.split("[/:@]", task.name)[0] != task.family:
         _fail(task, f"name must begin with its family, {task.family!r}; the registry splits it.")
     if task.batch_size < 1:
         _fail(task, f"batch_size is {task.batch_size}; it must be at least 1.")

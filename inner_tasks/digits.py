@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -54,6 +55,7 @@ class DigitsCNN(SupervisedFamily):
     Data: as digits-mlp.
     Model: 1 or 2 convolutions of 3x3, stride 2, 4 to 16 channels, and a linear layer.
     Drawn: channels, depth, activation, norm, loss, batch size, gain, loss scale, label noise.
+    Never drawn, but built: norm "batch".
     Source: strides in place of pooling after Springenberg et al., 2014, arXiv:1412.6806.
     """
 
@@ -68,6 +70,7 @@ class DigitsCNN(SupervisedFamily):
         "loss": ("cross-entropy", CLASS_LOSSES),
         "batch_size": (32, (16, 32, 64)),
     }
+    undrawn: ClassVar[Mapping[str, tuple[str, ...]]] = {"norm": ("batch",)}
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """A `StridedCNN` whose channels double with each layer."""

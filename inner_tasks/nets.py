@@ -131,7 +131,13 @@ class StridedCNN:
     """3x3 convolutions of stride 2, then one linear layer.
 
     Inputs are flat rows (N, in_channels * side * side). With `norm` "layer" each image is
-    normalised over channels and pixels, with one scale and shift per channel.
+    normalised over channels and pixels, with "batch" each channel over images and pixels; either
+    has one scale and shift per channel.
+
+    "batch" takes the statistics of the rows that it is called with, in evaluation too: running
+    statistics are a state, and a net is a pure function of its parameters. A loss on a split is
+    therefore that of its chunks of 64 rows, as the engine and the torch loop evaluate it.
+    Source of "batch": Ioffe and Szegedy, 2015, arXiv:1502.03167.
     """
 
     in_channels: int
@@ -149,7 +155,7 @@ class StridedCNN:
         for i, channels in enumerate(self.channels):
             shape = (channels, fan_in, 3, 3)
             add_linear(params, f"conv{i}", shape, generator, self.gain, self.activation)
-            if self.norm == "layer":
+            if self.norm != "none":
                 add_norm(params, f"norm{i}", channels)
             fan_in, side = channels, (side + 1) // 2
         head = (self.n_outputs, fan_in * side * side)
@@ -162,13 +168,14 @@ class StridedCNN:
         activation = ACTIVATIONS[self.activation]
         for i in range(len(self.channels)):
             x = F.conv2d(x, params[f"conv{i}.weight"], params[f"conv{i}.bias"], stride=2, padding=1)
-            if self.norm == "layer":
-                x = _image_norm(x, params[f"norm{i}.weight"], params[f"norm{i}.bias"])
+            if self.norm != "none":
+                over = (-3, -2, -1) if self.norm == "layer" else (-4, -2, -1)
+                x = _image_norm(x, params[f"norm{i}.weight"], params[f"norm{i}.bias"], over)
             x = activation(x)
         return linear(x.reshape(x.shape[0], -1), params, "head")
 
 
-def _image_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    centred = x - x.mean((-3, -2, -1), keepdim=True)
-    scale = (centred.square().mean((-3, -2, -1), keepdim=True) + 1e-5).rsqrt()
+def _image_norm(x: Tensor, weight: Tensor, bias: Tensor, over: tuple[int, ...]) -> Tensor:
+    centred = x - x.mean(over, keepdim=True)
+    scale = (centred.square().mean(over, keepdim=True) + 1e-5).rsqrt()
     return centred * scale * weight[:, None, None] + bias[:, None, None]

@@ -91,12 +91,14 @@ class Recommender(SupervisedFamily):
     Data: drawn feedback of 200 users on 150 items, 1 to 4 negatives per positive drawn into it.
     Model: embeddings of 4 to 16 and biases; with `hidden`, an MLP beside the product.
     Drawn: negatives, data seed, rank, hidden, activation, batch size, gain, scale, label noise.
+    Overfits: scored by its best validation loss.
     Source: He et al., 2017, arXiv:1708.05031.
     """
 
     name = "recommender"
     dataset = "implicit-feedback"
-    architecture = "factorisation"
+    architecture = "ncf"
+    selection = "best"
     settings: ClassVar[Settings] = {
         "negatives": (2, (1, 2, 4)),
         "data_seed": (1, tuple(range(1, 9))),

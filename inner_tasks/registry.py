@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from typing import Final
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, runtime_checkable
 
 from ..core.errors import ConfigurationError, UnknownNameError
 from .base import InnerTask, TaskFamily
@@ -21,7 +24,15 @@ FAMILIES: Final[dict[str, str]] = {
     "teacher-regression": "synthetic:TeacherRegression",
     "parity-rnn": "synthetic:ParityRNN",
     "addition-rnn": "synthetic:AdditionRNN",
+    "friedman-mlp": "functions:FriedmanMLP",
+    "coordinate-mlp": "functions:CoordinateMLP",
+    "clusters-resmlp": "clusters:ClustersResMLP",
+    "sets-net": "clusters:SetsNet",
+    "topics-bag": "topics:TopicsBag",
+    "grammar-mlp": "topics:GrammarMLP",
+    "ill-conditioned-regression": "ill_conditioned:IllConditionedRegression",
     "recommender": "recommender:Recommender",
+    "neumf": "movielens:NeuMFMovielens",
     "char-mlp": "language:CharMLP",
     "char-gru": "language:CharGRU",
     "char-transformer": "language:CharTransformer",
@@ -55,28 +66,99 @@ def get_family(name: str) -> TaskFamily:
 
 
 def get_task(name: str) -> InnerTask:
-    """The task of this name: "digits-mlp/17" is `sample(17)`, "digits-mlp" is `default()`.
+    """The task of this name.
+
+    "digits-mlp" is `default()`, "digits-mlp/17" is `sample(17)`, and
+    "digits-cnn:norm=batch,batch_size=64" is the default with these settings changed, by `build`;
+    a value is read as JSON, and as text where it is none.
 
     Raises:
         UnknownNameError: No family has this name.
-        ConfigurationError: The name is no text, or what follows the slash is no seed.
+        ConfigurationError: The name is no text, what follows the slash is no seed, or a setting
+            is unknown, given twice or out of range.
         MissingDataError: The family's data are not there.
+    """
+    part = parse(name)
+    family = get_family(part.family)
+    if part.settings is not None:
+        if not isinstance(family, Configurable):
+            raise ConfigurationError(
+                f"Inner task {name!r}: {part.family} has no settings to change; ask for "
+                f"'{part.family}' or '{part.family}/17'."
+            )
+        return family.build(part.settings, name)
+    return family.default() if part.seed is None else family.sample(part.seed)
+
+
+def family_of(name: str) -> str:
+    """The family in a task's name; "digits-cnn" for "digits-cnn/3" and "digits-cnn:width=4"."""
+    return re.split("[/:@]", name, maxsplit=1)[0]
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """A family whose members differ by a flat configuration."""
+
+    def build(self, config: Mapping[str, Any], name: str | None = None) -> InnerTask:
+        """The default member with some settings changed."""
+
+
+@dataclass(frozen=True)
+class TaskName:
+    """The parts of a task's name.
+
+    Attributes:
+        family: The family's name; it need not exist.
+        seed: What follows a slash, for a drawn member.
+        settings: What follows a colon, for the default member with settings changed.
+    """
+
+    family: str
+    seed: int | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def parse(name: str) -> TaskName:
+    """Take a task's name apart; see `get_task`.
+
+    Raises:
+        ConfigurationError: The name is no text, what follows the slash is no seed, or what follows
+            the colon is no list of settings.
     """
     if not isinstance(name, str):
         raise ConfigurationError(
             f"An inner task is asked for by its name, and {name!r} is none; a family's task with "
             "seed 3 is 'digits-mlp/3'."
         )
-    family_name, slash, seed = name.partition("/")
-    family = get_family(family_name)
-    if not slash:
-        return family.default()
-    if not (seed.isascii() and seed.isdigit()):
+    head, colon, changes = name.partition(":")
+    family, slash, seed = head.partition("/")
+    if slash and not (seed.isascii() and seed.isdigit()):
         raise ConfigurationError(
             f"Inner task {name!r}: the seed is {seed!r}; it must be a whole number of at least 0, "
-            f"as in '{family_name}/17'. Leave it out for the family's default task."
+            f"as in '{family}/17'. Leave it out for the family's default task."
         )
-    return family.sample(int(seed))
+    if not colon:
+        return TaskName(family, int(seed) if slash else None)
+    if slash:
+        raise ConfigurationError(
+            f"Inner task {name!r} has a seed and settings; settings change the family's default "
+            f"task, so leave the seed out: '{family}:{changes}'."
+        )
+    settings: dict[str, Any] = {}
+    for change in changes.split(","):
+        key, equals, value = (part.strip() for part in change.partition("="))
+        if not (key and equals and value):
+            raise ConfigurationError(
+                f"Inner task {name!r}: {change!r} is no setting; write KEY=VALUE with commas "
+                f"between, as in 'digits-cnn:norm=batch,batch_size=64'."
+            )
+        if key in settings:
+            raise ConfigurationError(f"Inner task {name!r} sets {key} twice; leave one out.")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return TaskName(family, settings=settings)
 
 
 def families(*, available_only: bool = False) -> Iterator[TaskFamily]:

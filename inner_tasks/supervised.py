@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigurationError, UnknownNameError
-from .base import Batch, InnerTask, Params, Split, TaskFamily
+from .base import Batch, InnerTask, Params, Scoring, Split, TaskFamily
 from .data import Dataset, generator
 from .losses import LOSSES
 from .nets import ACTIVATIONS, Net, Weights
@@ -38,6 +38,10 @@ class SupervisedTask(InnerTask):
     `loss` is multiplied by config["loss_scale"] and sees the train targets with their noise;
     `evaluate` is the same loss without either, plus 1e-4.
 
+    With config["reparam"] other than 1, each of the net's tensors is trained as w / s and used as
+    s * (w / s): the function at the start is the same, but the optimizer sees weights and gradients
+    of another scale. s is config["reparam"] times a factor per tensor, log-uniform in 0.5 to 2.
+
     Attributes:
         config: Everything that was drawn; JSON-able, and enough to build the task again.
         net: Initialises and computes the outputs.
@@ -52,6 +56,7 @@ class SupervisedTask(InnerTask):
         self.batch_size = int(config["batch_size"])
         self.net = net
         self._scale = float(config["loss_scale"])
+        self._weight_scales = _weight_scales(net, float(config["reparam"]), config["noise_seed"])
         criteria = LOSSES[data.kind]
         if config.get("loss") not in criteria:
             raise UnknownNameError(
@@ -74,22 +79,37 @@ class SupervisedTask(InnerTask):
         return json.dumps({"family": self.family, **self.config}, sort_keys=True)
 
     def init(self, generator: torch.Generator) -> Params:
-        """The net's initial parameters."""
-        return self.net.init(generator)
+        """The net's initial parameters, each divided by its scale."""
+        params = self.net.init(generator)
+        return {**params, **{name: params[name] / s for name, s in self._weight_scales.items()}}
 
     def loss(self, params: Weights, batch: Batch) -> Tensor:
         """Mean train loss of one batch (inputs, targets), scaled."""
         inputs, targets = batch
-        return self._scale * self._criterion(self.net(params, inputs), targets)
+        return self._scale * self._criterion(self.net(self._weights(params), inputs), targets)
 
     def evaluate(self, params: Weights, batch: Batch) -> Tensor:
         """Mean loss of one batch, unscaled, always above 1e-4."""
         inputs, targets = batch
-        return self._criterion(self.net(params, inputs), targets) + EVALUATION_FLOOR
+        return self._criterion(self.net(self._weights(params), inputs), targets) + EVALUATION_FLOOR
 
     def arrays(self, split: Split) -> Batch:
         """(inputs, targets) of a split."""
         return self._splits[split]
+
+    def _weights(self, params: Weights) -> Weights:
+        if not self._weight_scales:
+            return params
+        return {**params, **{name: s * params[name] for name, s in self._weight_scales.items()}}
+
+
+def _weight_scales(net: Net, reparam: float, seed: int) -> dict[str, float]:
+    """By tensor, what multiplies it; nothing where `reparam` is 1."""
+    if reparam == 1.0:
+        return {}
+    names = net.init(torch.Generator().manual_seed(0))
+    rng = generator("reparam", seed)
+    return {name: reparam * float(np.exp(rng.uniform(-np.log(2), np.log(2)))) for name in names}
 
 
 def _noisy(targets: Tensor, noise: float, n_classes: int, seed: int) -> Tensor:
@@ -110,16 +130,22 @@ def _noisy(targets: Tensor, noise: float, n_classes: int, seed: int) -> Tensor:
 class SupervisedFamily(TaskFamily):
     """A family whose members differ by a flat configuration.
 
-    Every family draws `init_gain` (log-uniform 0.5 to 2), `loss_scale` (log-uniform 0.1 to 10) and
-    `label_noise` (none in 60% of the draws, else up to 0.2); the rest is in `settings`.
+    Every family draws `init_gain` (log-uniform 0.5 to 2), `loss_scale` (log-uniform 0.1 to 10),
+    `label_noise` (none in 60% of the draws, else up to 0.2) and `reparam`, the scale of the trained
+    weights (1 in 60% of the draws, else log-uniform 0.1 to 10); the rest is in `settings`.
+    Reparametrisation follows Metz et al., 2022, arXiv:2211.09760.
 
     Attributes:
         settings: By key, the value in `default()` and the values to draw from with equal
             probability; repeats weigh more. Append new keys at the end: their order is the order
             of the draws.
+        undrawn: By key, words that `build` takes beside those in `settings`, and no draw gives.
+        selection: `InnerTask.selection` of every member.
     """
 
     settings: ClassVar[Settings]
+    undrawn: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    selection: ClassVar[Scoring] = "last"
 
     def settle(self, config: Config) -> Config:
         """A complete configuration with settings that contradict each other reconciled."""
@@ -147,6 +173,15 @@ class SupervisedFamily(TaskFamily):
         Raises:
             ConfigurationError: An unknown key, or a value that cannot be built.
         """
+        complete = self.complete(config)
+        return self._task(complete, name or f"{self.name}@{digest(complete)}")
+
+    def complete(self, config: Mapping[str, Any]) -> Config:
+        """The configuration of `build(config)`, checked; reads no data.
+
+        Raises:
+            ConfigurationError: An unknown key, or a value that cannot be built.
+        """
         complete = self.plain_config()
         unknown = sorted(set(config) - set(complete))
         if unknown:
@@ -155,12 +190,18 @@ class SupervisedFamily(TaskFamily):
             )
         complete = self.settle({**complete, **config})
         self._check(complete)
-        return self._task(complete, name or f"{self.name}@{digest(complete)}")
+        return complete
 
     def plain_config(self) -> Config:
         """The configuration of `default()`."""
-        shared = {"init_gain": 1.0, "loss_scale": 1.0, "label_noise": 0.0, "noise_seed": 0}
-        return {**{key: plain for key, (plain, _) in self.settings.items()}, **shared}
+        return {
+            **{key: plain for key, (plain, _) in self.settings.items()},
+            "init_gain": 1.0,
+            "loss_scale": 1.0,
+            "label_noise": 0.0,
+            "noise_seed": 0,
+            "reparam": 1.0,
+        }
 
     def draw(self, seed: int) -> Config:
         """The configuration of `sample(seed)`."""
@@ -179,20 +220,27 @@ class SupervisedFamily(TaskFamily):
             "loss_scale": round(scale, 4),
             "label_noise": 0.0 if clean else round(float(noise), 4),
             "noise_seed": int(noise_seed),
+            "reparam": _drawn_reparam(self.name, seed),
         }
         return self.settle(config)
 
     def _check(self, config: Config) -> None:
-        for key, (_, values) in self.settings.items():
-            if isinstance(values[0], str) and config[key] not in values:
+        for key, (_, drawn) in self.settings.items():
+            value, values = config[key], (*drawn, *self.undrawn.get(key, ()))
+            if isinstance(values[0], str) and value not in values:
                 allowed = ", ".join(sorted(set(values)))
-                raise ConfigurationError(f"{key} is {config[key]!r}; {self.name} allows {allowed}.")
-            whole = isinstance(config[key], int) and config[key] >= 1
+                raise ConfigurationError(f"{key} is {value!r}; {self.name} allows {allowed}.")
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             if isinstance(values[0], int) and not isinstance(values[0], bool) and not whole:
-                raise ConfigurationError(f"{key} is {config[key]!r}; it must be an integer >= 1.")
-        for key in ("init_gain", "loss_scale"):
-            if not config[key] > 0:
-                raise ConfigurationError(f"{key} is {config[key]!r}; it must be above 0.")
+                raise ConfigurationError(f"{key} is {value!r}; it must be an integer >= 1.")
+        for key in ("init_gain", "loss_scale", "label_noise", "reparam"):
+            if isinstance(config[key], bool) or not isinstance(config[key], int | float):
+                raise ConfigurationError(f"{key} is {config[key]!r}; it must be a number.")
+        for key in ("init_gain", "loss_scale", "reparam"):
+            if not 0 < config[key] < np.inf:
+                raise ConfigurationError(
+                    f"{key} is {config[key]!r}; it must be above 0 and finite."
+                )
         if not 0 <= config["label_noise"] <= 1:
             raise ConfigurationError(
                 f"label_noise is {config['label_noise']!r}; it must be in [0, 1]."
@@ -200,7 +248,16 @@ class SupervisedFamily(TaskFamily):
 
     def _task(self, config: Config, name: str) -> SupervisedTask:
         net, data = self.make(config)
-        return SupervisedTask(name, self.name, config, net, data)
+        task = SupervisedTask(name, self.name, config, net, data)
+        task.selection = self.selection
+        return task
+
+
+def _drawn_reparam(name: str, seed: int) -> float:
+    # From a generator of its own: the other settings of a seed stay what they were without it.
+    rng = generator("reparam", name, seed)
+    plain, scale = rng.random() < 0.6, np.exp(rng.uniform(np.log(0.1), np.log(10.0)))
+    return 1.0 if plain else round(float(scale), 4)
 
 
 def digest(config: Mapping[str, Any]) -> str:
