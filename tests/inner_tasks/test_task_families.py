@@ -60,6 +60,7 @@ def test_the_draw_of_a_seed_never_changes() -> None:
         "loss_scale": 2.4458,
         "label_noise": 0.0,
         "noise_seed": 1270551447,
+        "reparam": 6.4579,
     }
 
 
