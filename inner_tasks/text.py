@@ -7,7 +7,9 @@ memory at once when many runs are evaluated together.
 from __future__ import annotations
 
 import gzip
+import sys
 import sysconfig
+import unicodedata
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,10 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # newline and printable A
 
 _MODULES = ("argparse.py", "collections", "http", "json", "logging", "textwrap.py")
 _BLOCK = 2_000  # characters that go to one split together
+
+# Names of these code points are a word and a number.
+_NUMBERED = ("CJK ", "TANGUT ", "NUSHU ", "KHITAN ", "HANGUL SYLLABLE", "VARIATION SELECTOR")
+NAME_CHARACTERS = "\n -0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # 39
 
 
 def _windows(stream: IntArray, context: int, stride: int) -> IntArray:
@@ -83,20 +89,61 @@ def python_source(context: int, *, last_only: bool = False) -> Dataset:
     Blocks of 2,000 characters are dealt to the splits: 76% train, 8% each to the others. The text
     is the running Python's, so tasks are the same across machines with the same Python.
     """
-    codes = {character: i for i, character in enumerate(CHARACTERS)}
-    stream = np.array([codes[c] for c in _library_text() if c in codes], dtype=np.int64)
+    streams = _dealt("python", _stream(_library_text(), CHARACTERS))
+    held_out = 1024 if last_only else 256
+    size = len(CHARACTERS)
+    return _cut("python", streams, context, size, last_only=last_only, held_out=held_out)
+
+
+def _stream(text: str, characters: str) -> IntArray:
+    """Numbers of the characters; those that are not among `characters` are left out."""
+    codes = {character: i for i, character in enumerate(characters)}
+    return np.array([codes[c] for c in text if c in codes], dtype=np.int64)
+
+
+def _dealt(name: str, stream: IntArray) -> dict[Split, list[IntArray]]:
+    """Blocks of 2,000 characters: 8% to each held-out split, the rest to `train`."""
     blocks = [stream[i : i + _BLOCK] for i in range(0, len(stream), _BLOCK)]
-    order = [blocks[i] for i in generator("blocks", "python").permutation(len(blocks))]
+    order = [blocks[i] for i in generator("blocks", name).permutation(len(blocks))]
     n = len(order) * 2 // 25
-    streams: dict[Split, list[IntArray]] = {
+    return {
         "train": order[3 * n :],
         "inner_valid": order[:n],
         "outer_valid": order[n : 2 * n],
         "test": order[2 * n : 3 * n],
     }
-    held_out = 1024 if last_only else 256
+
+
+@cache
+def python_docs(context: int) -> Dataset:
+    """Characters of the English prose that Python's `help()` shows; nothing to download.
+
+    Lines that are indented are left out: the examples, which are Python source, stand in them. The
+    target is the one character after the window. The text is the running Python's.
+    """
+    from pydoc_data.topics import topics  # half a megabyte that only this needs
+
+    lines = "\n".join(topics[key] for key in sorted(topics)).splitlines()
+    prose = "\n".join(line for line in lines if line and not line.startswith(" "))
+    streams = _dealt("python-docs", _stream(prose, CHARACTERS))
     size = len(CHARACTERS)
-    return _cut("python", streams, context, size, last_only=last_only, held_out=held_out)
+    return _cut("python-docs", streams, context, size, last_only=True, held_out=1024)
+
+
+@cache
+def unicode_names(context: int) -> Dataset:
+    """Names of Unicode's characters in random order, one per line, cut into windows.
+
+    Those that a number ends (CJK UNIFIED IDEOGRAPH-4E00 and the like) are left out. The names are
+    those of the running Python's Unicode.
+    """
+    found = (unicodedata.name(chr(code), "") for code in range(sys.maxunicode + 1))
+    names = [name for name in found if name and not name.startswith(_NUMBERED)]
+    order = generator("names").permutation(len(names))
+    lines = "\n".join(names[i] for i in order)
+    streams = _dealt("unicode-names", _stream(lines, NAME_CHARACTERS))
+    size = len(NAME_CHARACTERS)
+    return _cut("unicode-names", streams, context, size, last_only=False, held_out=512)
 
 
 @cache
