@@ -224,7 +224,12 @@ class BatchedRuns:
         )
 
     def evaluate(
-        self, split: Split = "outer_valid", *, limit: int | None = None, averaged: bool = True
+        self,
+        split: Split = "outer_valid",
+        *,
+        limit: int | None = None,
+        averaged: bool = True,
+        rows: IntArray | None = None,
     ) -> FloatArray:
         """Mean loss of every run on a split, `(K,)`; infinite for diverged runs.
 
@@ -232,6 +237,7 @@ class BatchedRuns:
             split: Which data.
             limit: Only the first so many examples.
             averaged: Use the averaged weights where the rule keeps them.
+            rows: Only these runs, in this order.
         """
         key = (split, limit)
         if key not in self._eval_arrays:
@@ -239,7 +245,10 @@ class BatchedRuns:
             self._eval_arrays[key] = tuple(a[:limit].to(self.device) for a in arrays)
         batch = self._eval_arrays[key]
         flat = self._average if averaged and self._average is not None else self.flat
-        total, n = torch.zeros(self.n_runs, dtype=torch.float64), len(batch[0])
+        picked = np.arange(self.n_runs) if rows is None else np.asarray(rows)
+        if rows is not None:
+            flat = flat[torch.from_numpy(picked).to(self.device)]
+        total, n = torch.zeros(len(picked), dtype=torch.float64), len(batch[0])
         with torch.no_grad():
             for start in range(
                 0, n, 64
@@ -248,7 +257,7 @@ class BatchedRuns:
                 loss: Tensor = self._evaluate(self.params(flat), part)
                 total += loss.double().cpu() * len(part[0])
         out = (total / n).numpy()
-        return np.where(self.alive & np.isfinite(out), out, np.inf)
+        return np.where(self.alive[picked] & np.isfinite(out), out, np.inf)
 
     def keep(self, rows: IntArray | BoolArray) -> None:
         """Go on with some of the runs only; the others are dropped."""
