@@ -269,8 +269,12 @@ class NoisyQuadraticFamily(TaskFamily):
         """32 dimensions, condition 100, noise 0.1."""
         return self.build({}, self.name)
 
-    def build(self, config: Mapping[str, Any], name: str | None = None) -> NoisyQuadratic:
-        """The member with this configuration; keys left out are as in `default()`."""
+    def complete(self, config: Mapping[str, Any]) -> Config:
+        """The configuration of `build(config)`.
+
+        Raises:
+            ConfigurationError: An unknown key, or a value that cannot be built.
+        """
         complete = self.plain_config()
         unknown = sorted(set(config) - set(complete))
         if unknown:
@@ -278,6 +282,18 @@ class NoisyQuadraticFamily(TaskFamily):
                 f"{self.name} has no setting {', '.join(unknown)}. It has: {', '.join(complete)}."
             )
         complete.update(config)
+        for key, plain in self.plain_config().items():
+            value, low = complete[key], 0 if key in ("noise", "distance", "seed") else 1e-12
+            kind = int if isinstance(plain, int) else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value < np.inf:
+                wanted = "an integer" if kind is int else "a finite number"
+                least = "of at least 0" if low == 0 else "above 0"
+                raise ConfigurationError(f"{key} is {value!r}; it must be {wanted} {least}.")
+        return complete
+
+    def build(self, config: Mapping[str, Any], name: str | None = None) -> NoisyQuadratic:
+        """The member with this configuration; keys left out are as in `default()`."""
+        complete = self.complete(config)
         dim, condition = complete["dim"], complete["condition"]
         power = math.log(condition) / math.log(dim) if dim > 1 else 0.0
         h = complete["scale"] * np.arange(1, dim + 1, dtype=np.float64) ** -power

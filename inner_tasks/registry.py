@@ -103,6 +103,23 @@ class Configurable(Protocol):
         """The default member with some settings changed."""
 
 
+@runtime_checkable
+class Configured(Protocol):
+    """A family that tells its members' configurations without reading their data."""
+
+    dataset: str
+    architecture: str
+
+    def draw(self, seed: int) -> dict[str, Any]:
+        """The configuration of `sample(seed)`."""
+
+    def plain_config(self) -> dict[str, Any]:
+        """The configuration of `default()`."""
+
+    def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration of `build(config)`, checked."""
+
+
 @dataclass(frozen=True)
 class TaskName:
     """The parts of a task's name.
