@@ -36,9 +36,9 @@ from ..optimizers.catalogue import ENTRIES, Entry
 from ..optimizers.local_sgd import LocalSGD, unstack_workers
 from ..policy import bundled
 from ..policy.artifact import Policy
-from .arms import Results
 from .baseline import entries
 from .real import DECISIONS, evaluate
+from .records import Results
 from .report import geometric_mean, intervals
 
 #: Changes whenever a run would come out differently, so that old rows are not read.

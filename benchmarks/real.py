@@ -1,4 +1,4 @@
-"""A task trained the way a user trains: torch modules' own loop, a torch optimizer, the Tuner.
+"""A task trained the way a user trains: torch's own loop, a torch optimizer, the Tuner.
 
 Same initial weights and data order as the batched engine gives a seed, so runs pair up.
 """
@@ -7,31 +7,56 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..client import Tuner
 from ..client.history import Record
 from ..core.adapters import adapter_for
 from ..core.errors import UnknownNameError
+from ..core.types import FloatArray
 from ..inner_tasks.base import InnerTask, Split
 from ..inner_tasks.engine import BatchOrder, initial_params
 from ..optimizers.steerable_adamw import SteerableAdamW
-from ..policy.artifact import Policy
+from .records import evaluation_steps
 
 #: Decisions of a run: the Tuner's default.
 DECISIONS = 32
 _CHUNK = 64
 
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: Mapping[str, type[Optimizer]] = {
     "torch.optim.AdamW": torch.optim.AdamW,
     "lhopt.SteerableAdamW": SteerableAdamW,
 }
+
+Weights = dict[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An optimizer as a run is given it.
+
+    Attributes:
+        make: From the task, its named weights and the run's length to the optimizer.
+        factors: From the run's length to `(steps,)` factors of every group's rate; None leaves the
+            rates alone.
+        deployed: A context in which the weights are those that are meant to be used.
+        takes_loss: Whether `step` wants the loss.
+        filters_as_matrices: Whether the optimizer sees a convolution's filters as one matrix.
+    """
+
+    make: Callable[[InnerTask, Weights, int], Optimizer]
+    factors: Callable[[int], FloatArray] | None = None
+    deployed: Callable[[Any], AbstractContextManager[object]] = nullcontext
+    takes_loss: bool = False
+    filters_as_matrices: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,24 +64,31 @@ class Outcome:
     """What one run came to.
 
     Attributes:
-        loss: Final `outer_valid` loss; infinite if the run diverged.
-        test_loss: Final loss on `test`.
-        diverged: Whether a train loss was not finite.
-        cpu_seconds: CPU time of the training loop, the Tuner's included.
+        loss: The loss that the task is scored by; infinite if the run diverged.
+        test_loss: On `test`, at the same step.
+        curve: `(evaluations,)` `outer_valid` losses along the run; infinite once it diverged.
+        diverged: Whether a loss was not finite.
+        cpu_seconds: CPU time of the training loop, the Tuner's included, evaluations not.
+        steps: Steps that the CPU time is of.
         history: The Tuner's records.
     """
 
     loss: float
     test_loss: float
+    curve: FloatArray
     diverged: bool
     cpu_seconds: float
+    steps: int
     history: tuple[Record, ...]
 
+    @property
+    def cpu_ms(self) -> float:
+        """CPU milliseconds per step."""
+        return 1e3 * self.cpu_seconds / self.steps
 
-def make_optimizer(
-    name: str, params: list[torch.nn.Parameter], rate: float | None = None
-) -> torch.optim.Optimizer:
-    """An optimizer at its own defaults, but for the learning rate.
+
+def recipe(name: str, rate: float | None = None) -> Recipe:
+    """An optimizer at its own defaults, but for the learning rate, which stays where it is.
 
     Raises:
         UnknownNameError: No arm trains with it.
@@ -64,12 +96,18 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise UnknownNameError("optimizer", name, OPTIMIZERS)
     given: dict[str, Any] = {} if rate is None else {"lr": rate}
-    return OPTIMIZERS[name](params, **given)
+    averaged = SteerableAdamW.averaged_weights if OPTIMIZERS[name] is SteerableAdamW else None
+    return Recipe(
+        make=lambda _task, weights, _steps: OPTIMIZERS[name](weights.values(), **given),
+        deployed=averaged or nullcontext,
+    )
 
 
 def default_values(name: str) -> dict[str, float]:
     """The values an optimizer starts with when its user says nothing, by control."""
-    optimizer = make_optimizer(name, [torch.nn.Parameter(torch.zeros(1))])
+    if name not in OPTIMIZERS:
+        raise UnknownNameError("optimizer", name, OPTIMIZERS)
+    optimizer = OPTIMIZERS[name]([nn.Parameter(torch.zeros(1))])
     read = {
         control: slot.read(optimizer.param_groups[0])
         for control, slot in adapter_for(optimizer).slots.items()
@@ -77,58 +115,122 @@ def default_values(name: str) -> dict[str, float]:
     return {control: value for control, value in read.items() if value is not None}
 
 
+def scored(task: InnerTask, curve: FloatArray) -> int:
+    """Which evaluation of a curve the task is scored by."""
+    return int(np.argmin(curve)) if task.selection == "best" else len(curve) - 1
+
+
 def train(
     task: InnerTask,
     steps: int,
     seed: int,
-    optimizer: str,
-    rate: float | None = None,
+    with_: Recipe,
     *,
-    policy: Policy | None = None,
+    tuner: Callable[[Optimizer], Tuner] | None = None,
+    marks: Sequence[int] | None = None,
+    until: int | None = None,
+    halfway: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Train one run, steered by the Tuner if there is a policy.
+    """Train one run.
 
     Args:
         task: What is trained.
         steps: Optimizer steps.
         seed: Of weights and data order.
-        optimizer: A name in `OPTIMIZERS`.
-        rate: Starting learning rate; the optimizer's default if not given.
-        policy: Who steers, in this process.
+        with_: The optimizer and its schedule.
+        tuner: Makes the Tuner that steers; None trains without one.
+        marks: Steps after which to evaluate, ascending, the last one `steps`; by default those of
+            the bench. Empty for a run that is timed alone: its losses are nan.
+        until: Stop after so many steps of the same plan.
+        halfway: Called once half of the steps are done; its time is not the run's.
     """
-    params = {name: torch.nn.Parameter(p) for name, p in initial_params(task, seed).items()}
-    chosen = make_optimizer(optimizer, list(params.values()), rate)
-    arrays = task.arrays("train")
-    order = BatchOrder(seed, len(arrays[0]), task.batch_size)
-    rows = torch.from_numpy(order.take(steps))
-    diverged = False
+    marks = evaluation_steps(steps) if marks is None else marks
+    total = until or steps
+    run = _Run(task, steps, seed, with_)
+    rows = torch.from_numpy(BatchOrder(seed, len(run.arrays[0]), task.batch_size).take(total))
+    factors = None if with_.factors is None else with_.factors(steps)
+    curve, tests = np.full(len(marks), math.inf), np.full(len(marks), math.inf)
+    done, finite = 0, True
     began = time.process_time()
-    tuner = Tuner(chosen, steps, decisions=DECISIONS, policy=policy) if policy else None
-    for index in rows:
-        batch = tuple(array.index_select(0, index) for array in arrays)
-        chosen.zero_grad()
-        loss = task.loss(params, batch)
-        if not math.isfinite(loss.item()):
-            diverged = True
-            break
-        loss.backward()  # type: ignore[no-untyped-call]
-        chosen.step()
-        if tuner:
-            tuner.report(loss)
-    if tuner:
-        tuner.close()
+    steering = tuner(run.optimizer) if tuner else None
     seconds = time.process_time() - began
-    averaged: AbstractContextManager[None] = nullcontext()
-    if isinstance(chosen, SteerableAdamW):
-        averaged = chosen.averaged_weights()
-    with averaged, torch.no_grad():
-        loss_valid, loss_test = (
-            math.inf if diverged else evaluate(task, params, split)
-            for split in ("outer_valid", "test")
-        )
-    history = tuple(tuner.history) if tuner else ()
-    diverged = diverged or not math.isfinite(loss_valid)
-    return Outcome(loss_valid, loss_test, diverged, seconds, history)
+    for stop in sorted({*marks, steps // 2, total} - {0}):
+        began = time.process_time()
+        while finite and done < min(stop, total):
+            if factors is not None:
+                run.set_rate(float(factors[done]))
+            loss = run.step(rows[done])
+            done += 1
+            finite = math.isfinite(loss.item())
+            if steering and finite:
+                steering.report(loss)
+        if steering and (done == total or not finite):
+            steering.close()
+        seconds += time.process_time() - began
+        if not finite:
+            break
+        for i in (i for i, mark in enumerate(marks) if mark == stop):
+            curve[i] = run.evaluate("outer_valid")
+            if task.selection == "best" or i == len(marks) - 1:
+                tests[i] = run.evaluate("test")
+        if halfway and stop == steps // 2:
+            halfway()
+    history = tuple(steering.history) if steering else ()
+    if not len(curve):
+        return Outcome(math.nan, math.nan, curve, not finite, seconds, done, history)
+    diverged = not math.isfinite(curve[-1])
+    at = scored(task, curve)
+    loss_valid, loss_test = (math.inf, math.inf) if diverged else (curve[at], tests[at])
+    return Outcome(float(loss_valid), float(loss_test), curve, diverged, seconds, done, history)
+
+
+class _Run:
+    """Weights, data and optimizer of one run."""
+
+    def __init__(self, task: InnerTask, steps: int, seed: int, with_: Recipe) -> None:
+        self.task, self.with_ = task, with_
+        initial = initial_params(task, seed)
+        self.shapes = {name: p.shape for name, p in initial.items()}
+        self.folded = {n for n, p in initial.items() if with_.filters_as_matrices and p.ndim > 2}
+        self.weights: Weights = {
+            name: nn.Parameter(p.flatten(1) if name in self.folded else p)
+            for name, p in initial.items()
+        }
+        self.optimizer = with_.make(task, self.weights, steps)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.arrays = task.arrays("train")
+
+    def params(self) -> Mapping[str, Tensor]:
+        """The weights in the task's own shapes."""
+        if not self.folded:
+            return self.weights
+        return {
+            name: p.view(self.shapes[name]) if name in self.folded else p
+            for name, p in self.weights.items()
+        }
+
+    def set_rate(self, factor: float) -> None:
+        """Every group's rate, as a multiple of its first."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def step(self, index: Tensor) -> Tensor:
+        """One step on these rows of the training data; the loss before it."""
+        batch = tuple(array.index_select(0, index) for array in self.arrays)
+        self.optimizer.zero_grad()
+        loss = self.task.loss(self.params(), batch)
+        if math.isfinite(loss.item()):
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.with_.takes_loss:
+                self.optimizer.step(loss=loss)  # type: ignore[call-arg]
+            else:
+                self.optimizer.step()
+        return loss
+
+    def evaluate(self, split: Split) -> float:
+        """Mean loss on a split, with the weights that are meant to be used."""
+        with self.with_.deployed(self.optimizer), torch.no_grad():
+            return evaluate(self.task, self.params(), split)
 
 
 def evaluate(task: InnerTask, params: Mapping[str, Tensor], split: Split) -> float:

@@ -16,7 +16,16 @@ EXPERIMENTS = {
     "local-sgd": "communication",
     "quadratic-policy": "quadratic_policy",
 }
-WHAT = ("table", "engine", "step-time", "frontiers", "optimizers", "suited", *EXPERIMENTS)
+WHAT = (
+    "table",
+    "engine",
+    "step-time",
+    "frontiers",
+    "optimizers",
+    "suited",
+    "held-out",
+    *EXPERIMENTS,
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,17 +33,26 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "bench",
         help="measure policies on held-out tasks against a tuned baseline",
-        description="Without a word: run every arm on the held-out tasks, print the table of "
-        "speeds with intervals, and write raw rows and a picture. A bench that was stopped goes "
+        description="Without a word: run every arm of a tier of held-out tasks, print tables of "
+        "speeds with intervals, and write raw rows and pictures. Tiers: small (nothing to "
+        "download), long (two of them at four times the length), real and real-long (data under "
+        "LHOPT_DATA), smoke (three tasks, under a minute). A bench that was stopped goes "
         "on where it was. `optimizers` trains the same tasks with every optimizer that `lhopt "
         "optimizers` lists, alone and steered; `suited` does so on training tasks, to tell which "
         "of them may take the default policy unasked. `engine` prints the batched engine's speed, "
         "`step-time` what an optimizer's step costs; `frontiers` lists the baseline's frontiers, "
-        "and with --fresh measures them again. `short-horizon` (why a short look ahead chooses "
-        "rates that are too small), `local-sgd` (error against communication rounds) and "
+        "and with --fresh measures them again; `held-out` checks that no policy trained on the "
+        "like of these tasks, and with --fresh writes the list of what policies train on. "
+        "`short-horizon` (why a short look ahead chooses rates that are too small), "
+        "`local-sgd` (error against communication rounds) and "
         "`quadratic-policy` (a policy against the known optimum) print a table and draw a picture.",
     )
     parser.add_argument("what", nargs="?", choices=WHAT, default="table", help="(default: table)")
+    parser.add_argument("--tier", default="small", metavar="TIER", help="(default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=2, metavar="N",
+        help="workers of one thread each; 1 is this process (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="fewer seeds; experiments: smaller")
     parser.add_argument(
         "--policy",
@@ -47,14 +65,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--output", type=Path, default=Path("bench-output"), metavar="DIR",
-        help="folder of raw rows and picture (default: %(default)s)",
+        help="folder of raw rows and pictures (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--tasks", "--task", nargs="+", default=[], metavar="NAME",
-        help="only these held-out tasks or families",
+        help="only these tasks of the tier, or families",
     )  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="with `frontiers`: measure them again")
-    parser.add_argument("--verbose", action="store_true", help="every arm on every task, too")
     parser.set_defaults(func=run)
 
 
@@ -65,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
         MissingExtraError: A package of the extra "bench" is not installed.
         ConfigurationError: An option that does not belong to the word.
     """
-    if args.fresh and args.what != "frontiers":
-        raise ConfigurationError("--fresh belongs to `lhopt bench frontiers`.")
+    if args.fresh and args.what not in ("frontiers", "held-out"):
+        raise ConfigurationError("--fresh belongs to `lhopt bench frontiers` and `held-out`.")
     try:
         import matplotlib  # noqa: F401  (a bench of minutes must not fail at its picture)
         import torch
@@ -80,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.what == "engine":
             return _engine()
+        if args.what == "held-out":
+            return _held_out(fresh=args.fresh)
         if args.what in EXPERIMENTS:
             module = import_module(
                 f"..benchmarks.experiments.{EXPERIMENTS[args.what]}", __package__
@@ -93,25 +112,36 @@ def run(args: argparse.Namespace) -> int:
 
             suited.run(quick=args.quick)
             return 0
-        specs = bench.choose_tasks(args.tasks)
         if args.what == "frontiers":
-            return _frontiers(specs, fresh=args.fresh)
+            return _frontiers(args)
         if args.what == "optimizers":
             from ..benchmarks import optimizer_table
 
             seeds = optimizer_table.QUICK_SEEDS if args.quick else optimizer_table.FULL_SEEDS
-            optimizer_table.run_bench(specs, args.output, seeds=seeds)
+            tasks = bench.choose(args.tier, args.tasks)
+            optimizer_table.run_bench(tasks, args.output, seeds=seeds)
             return 0
         bench.run_bench(
+            args.tier,
             bench.find_policies(args.policy),
-            specs,
             args.output,
-            seeds=bench.QUICK_SEEDS if args.quick else bench.FULL_SEEDS,
-            verbose=args.verbose,
+            names=args.tasks,
+            quick=args.quick,
+            processes=args.processes,
         )
     finally:
         torch.set_num_threads(threads)
     return 0
+
+
+def _held_out(*, fresh: bool) -> int:
+    from ..benchmarks import held_out
+
+    if fresh:
+        held_out.publish()
+    text, sound = held_out.verdict()
+    print(text)
+    return 0 if sound else 1
 
 
 def _engine() -> int:
@@ -143,22 +173,16 @@ def _step_time() -> int:
     return 0
 
 
-def _frontiers(specs: Any, *, fresh: bool) -> int:
-    from ..benchmarks.baseline import entries
-    from ..benchmarks.tasks import MAX_RESOLUTION
+def _frontiers(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
 
-    for spec in specs:
-        frontier = entries([spec], fresh=fresh, report=print)[0].frontier
-        losses = "  ".join(
-            f"{budget:g}T {loss:.4g} (rate {rate:.2g})"
-            for budget, loss, rate in zip(
-                frontier.budgets, frontier.losses, frontier.best_rates, strict=True
+    from ..benchmarks.bench import chosen
+    from ..benchmarks.frontier_files import bench_task, lines
+
+    for spec, tier in chosen(args.tier, args.tasks):
+        with tqdm(unit="step", unit_scale=True, desc=spec.task, leave=False) as bar:
+            task = bench_task(
+                spec, tier, fresh=args.fresh, report=tqdm.write, progress=lambda n: bar.update(n)
             )
-        )
-        sound = frontier.resolution <= MAX_RESOLUTION and not frontier.edge
-        print(
-            f"{spec.task}, {spec.steps} steps: {losses}; resolution {frontier.resolution:.2f} "
-            f"octaves{'' if sound else '  NOT FIT FOR THE BENCH'}",
-            flush=True,
-        )
+        print(lines(task), flush=True)
     return 0
