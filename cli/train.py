@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -34,7 +35,8 @@ def add_parser(subparsers: Any) -> None:
         help="train a policy with PPO on many small training runs",
         description="Train a policy with RecurrentPPO: one that steers training jobs, or with "
         "--env one of another environment. The folder gets a checkpoint every few minutes, "
-        "TensorBoard logs and the policy; Ctrl-C saves and stops; --resume continues exactly.",
+        "TensorBoard logs, a line of curve.jsonl per evaluation and the policy; Ctrl-C or SIGTERM "
+        "saves and stops; --resume continues exactly.",
     )
     parser.add_argument(
         "folder", type=Path, nargs="?",
@@ -69,6 +71,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, with progress bars; 0, or 130 if the warm start was stopped."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _run(args)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """As `run`; SIGTERM is a Ctrl-C here."""
     try:
         from tqdm import tqdm
 
@@ -94,7 +105,13 @@ def run(args: argparse.Namespace) -> int:
             bar.set_postfix_str(name)
 
         try:
-            pool, valid = make_pools(config, processes=args.processes, progress=measured)
+            pool, valid = make_pools(
+                config,
+                processes=args.processes,
+                progress=measured,
+                device=args.device,
+                costs=not args.resume,
+            )
         except KeyboardInterrupt:
             print(
                 "lhopt train: stopped before the first update. The frontiers measured so far are "
@@ -104,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
             return 130
     families = sorted({entry.spec.family for entry in pool.entries})
     print(f"{len(pool)} training tasks of {len(families)} families: {', '.join(families)}")
-    trainer = Trainer(config, args.folder, pool, valid, device=args.device)
+    trainer = Trainer(
+        config, args.folder, pool, valid, device=args.device, processes=args.processes
+    )
     (args.folder / CONFIG).write_text(json.dumps(config.to_json(), indent=1) + "\n")
     if args.resume:
         trainer.resume()
@@ -267,7 +286,7 @@ def _given(
     args: argparse.Namespace, defaults: PPOConfig, options: tuple[str, ...]
 ) -> dict[str, Any]:
     """Fields that file, `--set` or an option gives, each of its default's kind."""
-    known = {field.name for field in fields(defaults)}
+    known = {field.name: field for field in fields(defaults)}
     given: dict[str, Any] = {}
     if args.config is not None:
         given.update(_read_file(args.config))
@@ -291,7 +310,8 @@ def _given(
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     for name, value in given.items():
         default = getattr(defaults, name)
-        if not _fits(value, default):
+        optional = "None" in str(known[name].type) and value is None
+        if not optional and not _fits(value, default):
             raise ConfigurationError(
                 f"{name} is {value!r}; something like its default {default!r} is wanted."
             )

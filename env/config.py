@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ..core.controls import Control, get_controls
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..core.schedules import Schedule
+from ..optimizers.steerable_adamw import SteerableAdamW
 from ..optimizers.update import ADAMW, STEERABLE, StepRule
 
 
@@ -30,6 +32,20 @@ class SteeredOptimizer:
     start: Mapping[str, float]
     noise: Mapping[str, float]
     controls: tuple[str, ...]
+
+
+def _steerable_start() -> dict[str, float]:
+    """What `SteerableAdamW` takes when its owner names nothing, by control."""
+    given = {n: p.default for n, p in inspect.signature(SteerableAdamW).parameters.items()}
+    beta1, beta2 = given["betas"]
+    return {
+        "learning_rate": given["lr"],
+        "one_minus_beta1": round(1.0 - beta1, 12),
+        "one_minus_beta2": round(1.0 - beta2, 12),
+        "eps": given["eps"],
+        "weight_decay": given["weight_decay"],
+        "clip_ratio": given["clip_ratio"],
+    }
 
 
 OPTIMIZERS: dict[str, SteeredOptimizer] = {
@@ -57,14 +73,7 @@ OPTIMIZERS: dict[str, SteeredOptimizer] = {
         SteeredOptimizer(
             name="lhopt.SteerableAdamW",
             rule=STEERABLE,
-            start={
-                "learning_rate": 6e-2,
-                "one_minus_beta1": 0.15,
-                "one_minus_beta2": 1e-2,
-                "eps": 1e-8,
-                "weight_decay": 5e-2,
-                "clip_ratio": 0.8,
-            },
+            start=_steerable_start(),
             noise={
                 "learning_rate": 1.3,
                 "one_minus_beta1": 0.3,
@@ -108,6 +117,11 @@ class EnvConfig:
         valid_share: Share of episodes whose job reports a validation loss.
         valid_examples: Examples of `inner_valid` in such a report.
         start: Overrides of the optimizer's start, by control.
+        group_size: So many neighbouring runs share seed, data order and hidden start, and differ
+            in their decisions alone: common random numbers, so that the mean of the others of a
+            group is a sharp baseline of a run's reward. None draws all for every run.
+        privileged: Whether the vector environment appends what only a critic may see
+            (`env/privileged.py`) to its observations.
     """
 
     optimizer: str = "torch.optim.AdamW"
@@ -117,6 +131,8 @@ class EnvConfig:
     valid_share: float = 0.25
     valid_examples: int = 128
     start: Mapping[str, float] = field(default_factory=dict)
+    group_size: int | None = None
+    privileged: bool = False
 
     def __post_init__(self) -> None:
         low, high = self.intervals
@@ -124,6 +140,11 @@ class EnvConfig:
             raise ConfigurationError(
                 f"intervals is {self.intervals}; two numbers from 2 to 129 are wanted, the "
                 "smaller first: a run has one decision fewer than intervals."
+            )
+        if self.group_size is not None and self.group_size < 2:
+            raise ConfigurationError(
+                f"group_size is {self.group_size}; a group has at least 2 runs, or None draws each "
+                "run by itself."
             )
         get_optimizer(self.optimizer)
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..core import features
 from ..core.actions import COLUMN, N_CONTROLS, Decision
 from ..core.controls import CONTROL_NAMES, CONTROLS
+from ..core.errors import ConfigurationError
 from ..core.features import FeatureState, Situation
 from ..core.sampling import measured_steps
 from ..core.statistics import Accumulator, Statistics, measure
@@ -31,7 +32,7 @@ class Draw:
     """What an episode draws besides its task.
 
     Attributes:
-        seeds: One per run: weights and data order.
+        seeds: One per run: weights and data order; runs of a group have the same.
         start: `(K, controls)` starting values, nan where the optimizer lacks the control.
         n_intervals: Intervals of the run; decisions are one fewer.
         reports_valid: Whether the job reports a validation loss.
@@ -44,19 +45,30 @@ class Draw:
 
 
 def draw(config: EnvConfig, rng: np.random.Generator, n_runs: int) -> Draw:
-    """Draw an episode: seeds, hidden start noise, number of decisions."""
+    """Draw an episode: seeds, hidden start noise, number of decisions.
+
+    Raises:
+        ConfigurationError: The runs cannot be parted into groups of `config.group_size`.
+    """
+    size = config.group_size or 1
+    if n_runs % size:
+        raise ConfigurationError(
+            f"{n_runs} runs cannot be parted into groups of group_size={size}; give a multiple of "
+            "it, or group_size=None."
+        )
+    n_groups = n_runs // size
     steered = config.steered
-    start = np.full((n_runs, N_CONTROLS), np.nan)
+    start = np.full((n_groups, N_CONTROLS), np.nan)
     for name, value in {**steered.start, **config.start}.items():
         width = steered.noise.get(name, 0.0) * config.noise_scale
-        shift = rng.uniform(-width, width, n_runs)
+        shift = rng.uniform(-width, width, n_groups)
         control = CONTROLS[name]
         delta = shift * np.log(10.0) if control.kind == "scale" else shift
-        start[:, COLUMN[name]] = control.apply(np.full(n_runs, value), delta)
+        start[:, COLUMN[name]] = control.apply(np.full(n_groups, value), delta)
     low, high = config.intervals
     return Draw(
-        seeds=tuple(int(s) for s in rng.integers(0, 2**31 - 1, n_runs)),
-        start=start,
+        seeds=tuple(int(s) for s in rng.integers(0, 2**31 - 1, n_groups).repeat(size)),
+        start=start.repeat(size, axis=0),
         n_intervals=int(rng.integers(low, high + 1)),
         reports_valid=bool(rng.random() < config.valid_share),
     )

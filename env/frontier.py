@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ConfigurationError, FrontierError
-from ..core.types import FloatArray, IntArray
+from ..core.types import BoolArray, FloatArray, IntArray
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
 
@@ -39,11 +39,15 @@ class FrontierConfig:
         budgets: In units of the run's own length; ascending, 1 among them.
         rates: Learning rates tried at every budget.
         seeds: Runs per rate and budget; a rate is judged by its mean.
+        window: None tries every rate at every budget. A number tries them all at the smallest
+            budget, and at the others so many on either side of the best, moving on until the best
+            has neighbours that are worse: a few rates of the grid instead of all.
     """
 
     budgets: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     rates: tuple[float, ...] = tuple(float(10.0 ** (k / 3.0)) for k in range(-12, 1))
     seeds: tuple[int, ...] = (900_001, 900_002)
+    window: int | None = None
 
     def __post_init__(self) -> None:
         ordered = sorted(set(self.budgets)) == list(self.budgets) and min(self.budgets) > 0
@@ -54,6 +58,20 @@ class FrontierConfig:
             )
         if not self.rates or not self.seeds:
             raise ConfigurationError("A frontier needs at least one rate and one seed.")
+        if self.window is not None and self.window < 1:
+            raise ConfigurationError(
+                f"window is {self.window}; at least 1 rate on either side is wanted, or None for "
+                "all of them."
+            )
+
+
+#: Of training pools, which have many tasks and long ones: half a decade between rates, and no more
+#: of them than it takes to see that the best is inside.
+POOL_FRONTIER = FrontierConfig(
+    budgets=(0.25, 0.5, 1.0, 2.0),
+    rates=tuple(float(10.0 ** (k / 2.0)) for k in range(-9, 1)),
+    window=1,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,8 @@ class Frontier:
         best_rates: That rate, per budget.
         noise: Standard deviation of log loss at budget 1 over seeds, at the best rate.
         untrained: Loss before the first step.
-        grid: `(budgets, rates)` mean final loss of every rate tried; None is divergence.
+        grid: `(budgets, rates)` mean final loss of every rate tried; None is divergence, or not
+            tried.
         rates: The rates tried.
     """
 
@@ -164,7 +183,7 @@ def cosine(rate: FloatArray, total: IntArray, start: int, stop: int) -> FloatArr
 
 
 def measure_frontier(task: InnerTask, steps: int, config: FrontierConfig | None = None) -> Frontier:
-    """Train the baseline at every budget, rate and seed, in one batch.
+    """Train the baseline at every budget and seed, at every rate or those around the best.
 
     Args:
         task: What is trained.
@@ -175,27 +194,23 @@ def measure_frontier(task: InnerTask, steps: int, config: FrontierConfig | None 
         FrontierError: At some budget every rate diverged.
     """
     config = config or FrontierConfig()
-    n_rates, n_seeds = len(config.rates), len(config.seeds)
-    lengths = [max(2, round(b * steps)) for b in config.budgets]
-    total = np.repeat(lengths, n_rates * n_seeds)
-    rate = np.tile(np.repeat(config.rates, n_seeds), len(lengths))
-    seeds = list(np.tile(config.seeds, n_rates * len(lengths)))
-    runs = BatchedRuns(task, [int(s) for s in seeds], Settings(learning_rate=rate))
-    untrained = float(np.mean(runs.evaluate(averaged=False)[:n_seeds]))
-    finals: list[FloatArray] = []
-    done = 0
-    for length in lengths:
-        while done < length:  # in pieces, so that batch indices of 4 T steps need not be held
-            stop = min(done + 256, length)
-            runs.advance(stop - done, learning_rates=cosine(rate, total, done, stop))
-            done = stop
-        n_done = n_rates * n_seeds
-        finals.append(runs.evaluate(averaged=False)[:n_done].reshape(n_rates, n_seeds))
-        if len(total) > n_done:
-            rest = np.arange(n_done, len(total))
-            runs.keep(rest)
-            rate, total = rate[rest], total[rest]
-    table = np.stack(finals)  # (budgets, rates, seeds)
+    n_seeds = len(config.seeds)
+    lengths = np.array([max(2, round(b * steps)) for b in config.budgets])
+    rates = np.asarray(config.rates)
+    seeds = [int(s) for s in config.seeds]
+    untrained = float(np.mean(BatchedRuns(task, seeds).evaluate(averaged=False)))
+    table = np.full((len(lengths), len(rates), n_seeds), np.inf)
+    tried = np.zeros(table.shape[:2], bool)
+    while len(todo := _untried(table, tried, config.window)):
+        rows, columns = todo.T
+        finals = _finals(
+            task,
+            rates[columns].repeat(n_seeds),
+            lengths[rows].repeat(n_seeds),
+            seeds * len(todo),
+        )
+        table[rows, columns] = finals.reshape(len(todo), n_seeds)
+        tried[rows, columns] = True
     means = table.mean(axis=2)
     if not np.isfinite(means.min(axis=1)).all():
         raise FrontierError(
@@ -216,6 +231,46 @@ def measure_frontier(task: InnerTask, steps: int, config: FrontierConfig | None 
         rates=config.rates,
         grid=tuple(tuple(float(v) if np.isfinite(v) else None for v in row) for row in means),
     )
+
+
+def _untried(table: FloatArray, tried: BoolArray, window: int | None) -> IntArray:
+    """Which (budget, rate) to run next, `(n, 2)`; none when the frontier is complete."""
+    wanted = np.ones_like(tried)
+    if window is not None:
+        means = table.mean(axis=2)
+        if not tried.any():
+            wanted[1:] = False
+        elif not np.isfinite(means[0].min()):
+            return np.empty((0, 2), np.int64)  # all diverged at once: nothing is better for longer
+        else:
+            index = np.arange(table.shape[1])
+            guess = np.where(tried.any(axis=1), means.argmin(axis=1), means[0].argmin())
+            wanted = np.abs(index - guess[:, None]) <= window
+    return np.argwhere(wanted & ~tried)
+
+
+def _finals(task: InnerTask, rate: FloatArray, total: IntArray, seeds: Sequence[int]) -> FloatArray:
+    """Final `outer_valid` losses of baseline runs, `(n,)`, trained in one batch.
+
+    Args:
+        task: What is trained.
+        rate: `(n,)` peak rates.
+        total: `(n,)` lengths, in steps.
+        seeds: One per run.
+    """
+    runs = BatchedRuns(task, seeds, Settings(learning_rate=rate))
+    rows, out, done = np.arange(len(rate)), np.full(len(rate), np.inf), 0
+    for length in np.unique(total):
+        while done < length:  # in pieces, so that batch indices of 4 T steps need not be held
+            stop = min(done + 256, int(length))
+            runs.advance(stop - done, learning_rates=cosine(rate, total, done, stop))
+            done = stop
+        ending = total == length
+        out[rows[ending]] = runs.evaluate(averaged=False)[ending]
+        if not ending.all():
+            runs.keep(~ending)
+            rate, total, rows = rate[~ending], total[~ending], rows[~ending]
+    return out
 
 
 def cache_folder() -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ import torch
 from ..core.errors import ConfigurationError, FrontierError
 from ..core.types import FloatArray
 from ..inner_tasks.base import InnerTask
-from ..inner_tasks.registry import get_task
+from ..inner_tasks.engine import BatchedRuns
+from ..inner_tasks.registry import family_of, get_task
+from ..optimizers.update import StepRule
 from .frontier import Frontier, FrontierConfig, get_frontier
 
 logger = logging.getLogger("lhopt")
@@ -40,16 +44,24 @@ class TaskSpec:
     @property
     def family(self) -> str:
         """The family's name."""
-        return self.task.split("/")[0]
+        return family_of(self.task)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A pool's task, ready to be run."""
+    """A pool's task, ready to be run.
+
+    Attributes:
+        spec: Name and length.
+        task: What is trained.
+        frontier: Its yardstick.
+        cost: Seconds of one inner step of one run among the runs of a bucket.
+    """
 
     spec: TaskSpec
     task: InnerTask
     frontier: Frontier
+    cost: float = 1.0
 
 
 class TaskPool:
@@ -59,25 +71,58 @@ class TaskPool:
         entries: Ready tasks.
         steps_power: Weight of a task within its family is steps ** -steps_power: 1 gives long
             runs the same share of the compute as short ones, 0 the same share of the episodes.
+        cost_power: Weight of a family is its mean cost of an episode to the power -cost_power: 1
+            gives every family the same share of the compute, 0 the same share of the episodes.
+
+    Attributes:
+        weights: Probability of each entry.
     """
 
-    def __init__(self, entries: Sequence[Entry], *, steps_power: float = 0.5) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], *, steps_power: float = 0.5, cost_power: float = 0.0
+    ) -> None:
         if not entries:
             raise ConfigurationError("The task pool is empty; give at least one task.")
         self.entries = tuple(entries)
         families = [e.spec.family for e in entries]
         weights = np.array([e.spec.steps**-steps_power for e in entries])
+        seconds = np.array([e.spec.steps * e.cost for e in entries])
         for family in set(families):
             mask = np.array([f == family for f in families])
             weights[mask] /= weights[mask].sum()
+            weights[mask] *= (weights[mask] @ seconds[mask]) ** -cost_power
         self.weights: FloatArray = weights / weights.sum()
 
     def sample(self, rng: np.random.Generator) -> Entry:
         """Draw one task."""
         return self.entries[int(rng.choice(len(self.entries), p=self.weights))]
 
+    def weighted(self, weights: FloatArray) -> TaskPool:
+        """The same tasks with other weights, `(tasks,)`."""
+        other = copy.copy(self)
+        other.weights = np.array(weights)
+        return other
+
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def seconds_per_run_step(
+    task: InnerTask, rule: StepRule, n_runs: int, *, device: str = "cpu"
+) -> float:
+    """Seconds of one inner step of one run, in a bucket of `n_runs`; the best of three tries.
+
+    CPU time where the runs are on the CPU, which neighbours on the machine do not change.
+    """
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    runs = BatchedRuns(task, range(n_runs), rule=rule, device=device)
+    runs.advance(2)
+    tries = []
+    for _ in range(3):
+        start = clock()
+        runs.advance(4)
+        tries.append(clock() - start)
+    return min(tries) / (4 * n_runs)
 
 
 def draw_specs(
@@ -108,6 +153,9 @@ def build_pool(
     processes: int = 1,
     max_resolution: float = MAX_RESOLUTION,
     progress: Callable[[int, int, str], None] | None = None,
+    cost: Callable[[InnerTask], float] | None = None,
+    steps_power: float = 0.5,
+    cost_power: float = 0.0,
 ) -> TaskPool:
     """A pool of those specs whose frontier is sharp, measuring frontiers that no cache holds.
 
@@ -118,6 +166,9 @@ def build_pool(
         max_resolution: Tasks with a blunter frontier (octaves) or an optimum on the edge of the
             rates are left out, and named in the log.
         progress: Called with done, total and the task's name.
+        cost: Gives `Entry.cost`.
+        steps_power: As in `TaskPool`, like the next.
+        cost_power: Of the families.
     """
     config = config or FrontierConfig()
     work = partial(_ready, config=config)
@@ -129,9 +180,13 @@ def build_pool(
 
     if processes > 1:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            for i, frontier in enumerate(pool.map(work, specs)):
-                frontiers.append(frontier)
-                note(i)
+            try:
+                for i, frontier in enumerate(pool.map(work, specs)):
+                    frontiers.append(frontier)
+                    note(i)
+            except BaseException:  # leaving the block would wait for all that is queued
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     else:
         for i, spec in enumerate(specs):
             frontiers.append(work(spec))
@@ -147,5 +202,6 @@ def build_pool(
                 min(found.rates), max(found.rates),
             )  # fmt: skip
         else:
-            entries.append(Entry(spec, get_task(spec.task), found))
-    return TaskPool(entries)
+            task = get_task(spec.task)
+            entries.append(Entry(spec, task, found, cost(task) if cost else 1.0))
+    return TaskPool(entries, steps_power=steps_power, cost_power=cost_power)

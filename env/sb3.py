@@ -24,16 +24,18 @@ class Sb3VecEnv(VecEnv):
     a minibatch would hold one task, and advantages are normalised per minibatch.
 
     With `baseline`, the reward that the learner sees at a run's end is its own minus the mean of
-    the other runs of its bucket: same task, same length. That removes the task's difficulty from
-    the return and, being independent of the run's own actions, leaves the gradient unbiased. The
-    true reward is in `info["episode"]["r"]`, as SB3's Monitor writes it.
+    the other runs of its bucket: same task, same length. Where the environment names a
+    `group_size`, it is the mean of the others of its group, which share the seed and the hidden
+    start too. That removes the task's difficulty from the return and, being independent of the
+    run's own actions, leaves the gradient unbiased. The true reward is in
+    `info["episode"]["r"]`, as SB3's Monitor writes it.
 
     A `Discrete` action is shown as a `MultiDiscrete` of one head, which is what learners here have.
 
     Args:
         env: A SAME_STEP vector environment. `state` and `load_state` of this adapter call those of
             the environment, if it is to be resumed.
-        baseline: Subtract the bucket's leave-one-out mean; the environment then has `n_buckets`
+        baseline: Subtract the leave-one-out mean; the environment then has `n_buckets`
             buckets of `runs_per_bucket` runs.
         seed: Of the permutation.
     """
@@ -103,10 +105,10 @@ class Sb3VecEnv(VecEnv):
 
     def _centred(self, reward: FloatArray, terminated: BoolArray) -> FloatArray:
         out = reward.copy()
-        size = self.env.runs_per_bucket
+        size = getattr(self.env, "group_size", None) or self.env.runs_per_bucket
         if size < 2:
             return out
-        for b in range(self.env.n_buckets):
+        for b in range(self.env.num_envs // size):
             rows = slice(b * size, (b + 1) * size)
             if terminated[rows].all():
                 others = (reward[rows].sum() - reward[rows]) / (size - 1)

@@ -16,6 +16,7 @@ from ..core.types import BoolArray, FloatArray, IntArray
 from .config import EnvConfig
 from .episode import Episode, draw
 from .pool import TaskPool
+from .privileged import PrivilegedView
 
 
 def observation_space() -> gym.spaces.Box:
@@ -36,7 +37,8 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
     it then draws a new task at once (SAME_STEP autoreset).
 
     Action: `MultiDiscrete`, one index per steered control (`core/controls.py`, `choices`).
-    Observation: `Box(-3, 3, (n_features,), float32)`, in the order of `core.features.FEATURES`.
+    Observation: `Box(-3, 3, (n_features,), float32)`, in the order of `core.features.FEATURES`;
+        with `config.privileged`, `PrivilegedView.size` columns follow that only a critic may see.
     Reward: 0, and at the last step log2 of the speed against the task's frontier, in [-3, 2].
     Terminated: the inner run has made all its steps. A diverged run waits, frozen, for its bucket.
     Truncated: never.
@@ -49,6 +51,9 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         runs_per_bucket: Runs in each; 32 or more, or batching gains little.
         seed: Of everything that is drawn; same seed, same episodes.
         device: Where the runs live.
+
+    Raises:
+        ConfigurationError: No bucket, no run, or a bucket that is not whole groups.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
@@ -68,16 +73,25 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
                 f"n_buckets={n_buckets}, runs_per_bucket={runs_per_bucket}: both must be >= 1."
             )
         self.pool, self.config, self.device = pool, config or EnvConfig(), device
+        #: Neighbouring runs whose rewards are each other's baseline.
+        self.group_size = self.config.group_size or runs_per_bucket
+        if runs_per_bucket % self.group_size:
+            raise ConfigurationError(
+                f"runs_per_bucket={runs_per_bucket} with group_size={self.group_size}: a bucket "
+                "must be whole groups. Give a multiple of group_size, or group_size=None."
+            )
+        self.privileged = PrivilegedView(pool, self.config) if self.config.privileged else None
         self.n_buckets, self.runs_per_bucket = n_buckets, runs_per_bucket
         self.num_envs = n_buckets * runs_per_bucket
-        self.single_observation_space = observation_space()
+        width = len(FEATURES) + (self.privileged.size if self.privileged else 0)
+        self.single_observation_space = gym.spaces.Box(-BOUND, BOUND, (width,), np.float32)
         self.single_action_space = action_space(self.config)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._seed = seed
         self._episodes: list[Episode] = []
         self._counts = [0] * n_buckets
-        self._observation = np.zeros((self.num_envs, len(FEATURES)), np.float32)
+        self._observation = np.zeros((self.num_envs, width), np.float32)
 
     @property
     def groups(self) -> IntArray:
@@ -93,7 +107,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
             self._seed, self._counts = seed, [0] * self.n_buckets
         self._episodes = [self._draw(b) for b in range(self.n_buckets)]
         for b, episode in enumerate(self._episodes):
-            self._observation[self._rows(b)] = episode.observation
+            self._observation[self._rows(b)] = self._seen(episode)
         return self._observation.copy(), {}
 
     def step(
@@ -106,17 +120,22 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         info: dict[str, Any] = {}
         for b in range(self.n_buckets):
             rows, episode = self._rows(b), self._episodes[b]
-            self._observation[rows] = episode.step(deltas[rows])
+            episode.step(deltas[rows])
+            self._observation[rows] = self._seen(episode)
             if episode.finished:
                 reward[rows], terminated[rows] = episode.reward, True
                 self._report(info, rows, episode)
                 self._episodes[b] = self._draw(b)
-                self._observation[rows] = self._episodes[b].observation
+                self._observation[rows] = self._seen(self._episodes[b])
         return self._observation.copy(), reward, terminated, np.zeros_like(terminated), info
 
     def state(self) -> dict[str, Any]:
-        """Everything that later steps depend on, picklable: running episodes and draw counts."""
+        """Everything that later steps depend on, picklable: running episodes, counts, weights.
+
+        The pool's weights are among it, because those that even out cost were measured.
+        """
         return {
+            "weights": self.pool.weights.copy(),
             "seed": self._seed,
             "counts": list(self._counts),
             "episodes": [(e.task.name, e.steps, e.state()) for e in self._episodes],
@@ -125,6 +144,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; the pool must be the same."""
+        self.pool = self.pool.weighted(state["weights"])
         self._seed, self._counts = state["seed"], list(state["counts"])
         self._observation = state["observation"].copy()
         entries = {(e.task.name, e.spec.steps): e for e in self.pool.entries}
@@ -134,6 +154,12 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
             self._episodes.append(
                 Episode.restore(entry.task, self.config, entry.frontier, saved, device=self.device)
             )
+
+    def _seen(self, episode: Episode) -> FloatArray:
+        """The episode's rows of the observation."""
+        if self.privileged is None:
+            return episode.observation
+        return np.concatenate([episode.observation, self.privileged.of(episode)], axis=1)
 
     def _rows(self, bucket: int) -> slice:
         return slice(bucket * self.runs_per_bucket, (bucket + 1) * self.runs_per_bucket)
@@ -161,7 +187,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
                 info[name] = value
                 info[f"_{name}"] = np.zeros(self.num_envs, bool)
             info[f"_{name}"][rows] = True
-        info["final_obs"][rows] = episode.observation
+        info["final_obs"][rows] = self._seen(episode)
         info["final_loss"][rows] = episode.final_loss
         info["speed"][rows] = episode.reward
         info["diverged"][rows] = episode.diverged

@@ -13,21 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.actions import COLUMN, N_CONTROLS
-from ..core.controls import CONTROLS, Control
+from ..core.controls import CONTROL_NAMES, CONTROLS, Control
+from ..core.errors import FrontierError
 from ..core.types import FloatArray
 from ..env.config import EnvConfig
-from ..env.episode import Draw, Episode, draw
+from ..env.episode import Episode, draw
 from ..env.frontier import FrontierConfig, cache_folder, cache_key
 from ..env.pool import TaskSpec
 from ..inner_tasks.base import InnerTask
+from ..inner_tasks.engine import BatchedRuns, Settings
 from ..inner_tasks.registry import get_task
 from .learner import HyperparameterPolicy
 
@@ -41,6 +46,10 @@ SEARCH: dict[str, tuple[float, float]] = {
     "clip_ratio": (-1.5, 1.5),
     "eps": (0.0, 0.0),
 }
+
+#: In the search for an expert, at these shares of the run so many of the trials go on. Generous:
+#: a high rate looks worse in the middle of a run than it ends.
+HALVING = ((0.25, 0.5), (0.5, 0.25))
 
 #: Prefixes of the actor's parameters in a `HyperparameterPolicy`.
 ACTOR = ("lstm_actor", "mlp_extractor.policy_net", "action_net")
@@ -59,6 +68,8 @@ class ImitationConfig:
         rounds: Rounds of collecting runs and fitting.
         runs: Runs collected per round and task drawn.
         tasks: Tasks drawn per round.
+        steps_power: A task is drawn with weight steps ** -steps_power; 1 gives long runs the same
+            share of the compute as short ones.
         passes: Passes over everything collected, after each round.
         learning_rate: Of Adam in the fit.
     """
@@ -69,6 +80,7 @@ class ImitationConfig:
     rounds: int = 24
     runs: int = 24
     tasks: int = 10
+    steps_power: float = 1.0
     passes: int = 4
     learning_rate: float = 2e-3
 
@@ -78,15 +90,16 @@ def find_expert(
 ) -> FloatArray:
     """Good settings of one task under the default schedule: `(controls,)`, nan if not steered.
 
-    Random search over `imitation.trials` settings, one run each; the geometric mean of the best
-    few, because the very best of many noisy runs is lucky. Cached on disk beside the frontiers.
+    Random search over `imitation.trials` settings, one run each, the worst of them given up on the
+    way (`HALVING`); the geometric mean of the best few, because the very best of many noisy runs is
+    lucky. Cached on disk beside the frontiers.
     """
     described = {
         "optimizer": asdict(config.steered)["rule"],
         "start": {**config.steered.start, **config.start},
         "controls": config.steered.controls,
         "schedule": config.schedule.to_json(),
-        "search": [imitation.trials, imitation.top],
+        "search": [imitation.trials, imitation.top, HALVING, SEARCH],
     }
     text = json.dumps(described, sort_keys=True, default=str)
     mark = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -94,8 +107,29 @@ def find_expert(
     path = cache_folder() / name
     if path.exists():
         return np.array([np.nan if v is None else v for v in json.loads(path.read_text())])
-    rng = np.random.default_rng([7, steps])
-    n = imitation.trials
+    start = _trials(config, imitation.trials, np.random.default_rng([7, steps]))
+    loss = held_losses(task, steps, config, start, halving=HALVING)
+    best = np.argsort(loss, kind="stable")[: imitation.top]
+    best = best[np.isfinite(loss[best])]
+    if not len(best):
+        raise FrontierError(
+            f"All {imitation.trials} settings tried on {task.name!r} diverged; the task is broken, "
+            "or the optimizer starts far from where it works."
+        )
+    expert = np.full(N_CONTROLS, np.nan)
+    for control in config.controls:
+        j = COLUMN[control.name]
+        distance = control.distance(start[best, j], start[best[:1], j])
+        expert[j] = float(control.apply(start[best[0], j], np.asarray(distance.mean())))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{name}.{os.getpid()}")
+    temporary.write_text(json.dumps([None if np.isnan(v) else v for v in expert]))
+    temporary.replace(path)
+    return expert
+
+
+def _trials(config: EnvConfig, n: int, rng: np.random.Generator) -> FloatArray:
+    """Random settings around the optimizer's start: `(n, controls)`."""
     start = np.full((n, N_CONTROLS), np.nan)
     for control_name, value in {**config.steered.start, **config.start}.items():
         low, high = SEARCH[control_name]
@@ -107,21 +141,55 @@ def find_expert(
             shift[: n // 2] = 0.0
         delta = shift * np.log(10.0) if control.kind == "scale" else shift
         start[:, COLUMN[control_name]] = control.apply(np.full(n, value), delta)
-    drawn = Draw(tuple([4242] * n), start, 32, reports_valid=False)
-    episode = Episode(task, steps, config, drawn)
-    while not episode.finished:
-        episode.step(np.zeros((n, N_CONTROLS)))
-    best = np.argsort(episode.final_loss)[: imitation.top]
-    expert = np.full(N_CONTROLS, np.nan)
-    for control in config.controls:
-        j = COLUMN[control.name]
-        distance = control.distance(start[best, j], start[best[:1], j])
-        expert[j] = float(control.apply(start[best[0], j], np.asarray(distance.mean())))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{name}.{os.getpid()}")
-    temporary.write_text(json.dumps([None if np.isnan(v) else v for v in expert]))
-    temporary.replace(path)
-    return expert
+    return start
+
+
+def held_losses(
+    task: InnerTask,
+    steps: int,
+    config: EnvConfig,
+    start: FloatArray,
+    *,
+    halving: Sequence[tuple[float, float]] = (),
+    seed: int = 4242,
+    n_intervals: int = 32,
+) -> FloatArray:
+    """Final `outer_valid` losses of runs that are held still under the default schedule, `(K,)`.
+
+    As an `Episode` without moves, and without the statistics that nobody reads here.
+
+    Args:
+        task: What is trained.
+        steps: Inner steps of a run.
+        config: Optimizer and schedule.
+        start: `(K, controls)` settings.
+        halving: (share of the run, share of the runs that go on), ascending; who is given up reads
+            as infinite.
+        seed: Of every run.
+        n_intervals: Intervals of the schedule.
+    """
+    names = [n for n in CONTROL_NAMES if not np.isnan(start[:, COLUMN[n]]).all()]
+    settings = Settings(**{n: start[:, COLUMN[n]].copy() for n in names})
+    runs = BatchedRuns(task, [seed] * len(start), settings, rule=config.steered.rule)
+    rows, marks, done = np.arange(len(start)), list(halving), 0
+    interval = -(-steps // n_intervals)
+    while done < steps:
+        if marks and done >= marks[0][0] * steps:
+            n_kept = max(1, round(marks.pop(0)[1] * len(start)))
+            order = np.argsort(runs.evaluate("outer_valid"), kind="stable")
+            kept = np.sort(order[:n_kept])
+            runs.keep(kept)
+            rows = rows[kept]
+        n = min(interval, steps - done)
+        log_multiplier = config.schedule.log_multiplier(
+            np.full(len(rows), done / steps), np.full(len(rows), interval / steps)
+        )
+        rate = start[rows, COLUMN["learning_rate"]] * np.exp(log_multiplier)
+        runs.advance(n, learning_rates=np.tile(rate, (n, 1)))
+        done += n
+    out = np.full(len(start), np.inf)
+    out[rows] = runs.evaluate("outer_valid")
+    return out
 
 
 def teacher(episode: Episode, expert: FloatArray) -> FloatArray:
@@ -167,23 +235,29 @@ def imitate(
     imitation: ImitationConfig,
     *,
     seed: int = 0,
+    processes: int = 1,
     progress: Callable[[str, int, int, float], None] | None = None,
 ) -> list[float]:
     """Fit the actor to the teacher, in place; returns the loss after each round.
 
     Args:
         policy: Whose actor is fitted; the critic is left alone.
-        specs: Training tasks, drawn from evenly.
+        specs: Training tasks.
         config: Optimizer, schedule, controls.
         imitation: Sizes.
         seed: Of everything that is drawn.
+        processes: Experts searched at once.
         progress: Called with a stage ("experts", "imitation"), done, total and a figure.
     """
+    # every run's labels are its own, so different seeds and starts teach more than equal ones
+    config = replace(config, group_size=None)
     experts: list[FloatArray] = []
-    for i, spec in enumerate(specs):
-        experts.append(find_expert(get_task(spec.task), spec.steps, config, imitation))
+    for expert in _experts(specs, config, imitation, processes):
+        experts.append(expert)
         if progress:
-            progress("experts", i + 1, len(specs), float(experts[-1][0]))
+            progress("experts", len(experts), len(specs), float(expert[0]))
+    weights = np.array([spec.steps**-imitation.steps_power for spec in specs])
+    weights /= weights.sum()
     actor = [p for name, p in policy.named_parameters() if name.startswith(ACTOR)]
     optimizer = torch.optim.Adam(actor, lr=imitation.learning_rate)
     rng = np.random.default_rng([seed, 77])
@@ -191,7 +265,7 @@ def imitate(
     losses: list[float] = []
     for turn in range(imitation.rounds):
         for _ in range(imitation.tasks):
-            number = int(rng.integers(len(specs)))
+            number = int(rng.choice(len(specs), p=weights))
             spec = specs[number]
             drawn = draw(config, rng, imitation.runs)
             episode = Episode(get_task(spec.task), spec.steps, config, drawn)
@@ -205,6 +279,27 @@ def imitate(
         if progress:
             progress("imitation", turn + 1, imitation.rounds, losses[-1])
     return losses
+
+
+def _experts(
+    specs: Sequence[TaskSpec], config: EnvConfig, imitation: ImitationConfig, processes: int
+) -> Iterator[FloatArray]:
+    """The expert of each task, in order."""
+    work = partial(_expert, config=config, imitation=imitation)
+    if processes == 1:
+        yield from map(work, specs)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(work, specs)
+        except BaseException:  # leaving the block would wait for all that is queued
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _expert(spec: TaskSpec, config: EnvConfig, imitation: ImitationConfig) -> FloatArray:
+    torch.set_num_threads(1)
+    return find_expert(get_task(spec.task), spec.steps, config, imitation)
 
 
 def _collect(

@@ -1,11 +1,13 @@
 """The recurrent actor-critic that is trained: sb3-contrib's, with its slow paths replaced.
 
-Two changes, numerically equal to the original (tests hold them against it):
+Two changes, numerically equal to the original (tests hold them against it), and one of its own:
 
 1. `_process_sequence` calls the LSTM once per batch of sequences. The original walks through time
    in Python whenever any sequence starts an episode, which in training is nearly always; but the
    buffer already cuts sequences at episode starts, so only position 0 can be a start.
 2. One padded `log_softmax` replaces a Python list of `Categorical`s, one per control.
+3. An LSTM narrower than the observation reads its leading columns: the actor is given the features
+   alone, and the critic the privileged columns too.
 """
 
 from __future__ import annotations
@@ -80,6 +82,8 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         lr_schedule: As in SB3.
         controls: What the heads steer, in order.
         hold: Initial probability of each no-op.
+        n_features: Leading columns of the observation that the actor reads; the critic reads all.
+            None gives the actor all as well.
         **kwargs: As in sb3-contrib's policy.
     """
 
@@ -91,10 +95,18 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         *,
         controls: tuple[Control, ...] = (),
         hold: float = 0.7,
+        n_features: int | None = None,
         **kwargs: Any,
     ) -> None:
         self._controls, self._hold = controls, hold
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        if n_features is not None and n_features < self.features_dim:
+            wide = self.lstm_actor
+            self.lstm_actor = nn.LSTM(n_features, wide.hidden_size, num_layers=wide.num_layers)
+            rate = lr_schedule(1)
+            self.optimizer = self.optimizer_class(
+                self.parameters(), lr=rate, **self.optimizer_kwargs
+            )
 
     def _build(self, lr_schedule: RateSchedule) -> None:
         assert isinstance(self.action_space, spaces.MultiDiscrete)
@@ -113,6 +125,7 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         episode_starts: Tensor,
         lstm: nn.LSTM,
     ) -> tuple[Tensor, Any]:
+        features = features[:, : lstm.input_size]
         n_seq = lstm_states[0].shape[1]
         sequence = features.reshape((n_seq, -1, lstm.input_size)).swapaxes(0, 1)
         starts = episode_starts.reshape((n_seq, -1))

@@ -11,7 +11,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -35,6 +35,10 @@ A = TypeVar("A", bound=Artifact)
 
 #: In a training's folder: what it goes on from.
 CHECKPOINT = "checkpoint.pt"
+#: In a training's folder: one line of JSON per evaluation.
+CURVE = "curve.jsonl"
+#: What stops a training after the running update.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Settings that may change when a training is resumed.
 FREE: tuple[str, ...] = ("updates", "selection", "name")
 
@@ -144,13 +148,15 @@ class PPOTrainer(ABC, Generic[A]):
     """One training run in one folder; subclasses say what is exported and how it is evaluated.
 
     The folder gets `checkpoint.pt` (to go on from; our own file, trusted like code), `logs/` with
-    TensorBoard events and a `progress.csv` per start under SB3's key names, and the policy.
+    TensorBoard events and a `progress.csv` per start under SB3's key names, `curve.jsonl` with a
+    line per evaluation, and the policy, written anew at every evaluation.
 
     Args:
         config: What to train.
         folder: Where everything goes.
         vec: Where it trains.
         controls: What the heads steer, if they are to begin at the no-op.
+        n_features: Leading columns of an observation that the actor reads; None is all.
     """
 
     #: What a finished episode's reward is called in logs.
@@ -162,6 +168,7 @@ class PPOTrainer(ABC, Generic[A]):
         folder: Path,
         vec: Sb3VecEnv,
         controls: tuple[Control, ...] = (),
+        n_features: int | None = None,
     ) -> None:
         torch.set_num_threads(1)
         self.config: PPOConfig = config
@@ -184,6 +191,7 @@ class PPOTrainer(ABC, Generic[A]):
             device="cpu",
             policy_kwargs={
                 "controls": controls,
+                "n_features": n_features,
                 "lstm_hidden_size": config.lstm,
                 "net_arch": {"pi": [config.lstm], "vf": [config.lstm]},
                 "enable_critic_lstm": True,
@@ -225,6 +233,7 @@ class PPOTrainer(ABC, Generic[A]):
         self.started = True
         self.seconds += time.process_time() - clock
         row = {"update": 0.0, "imitation/loss": loss, **self.evaluate()}
+        self.log_evaluation(row)
         self.curve.append({k: round(v, 4) for k, v in row.items()})
         if "eval/mean_reward" in row:
             # a copy: the averages move on in place
@@ -232,6 +241,20 @@ class PPOTrainer(ABC, Generic[A]):
             self.best = (row["eval/mean_reward"], 0, kept)
         save(self.export(), self.folder / "imitation")
         self.save_checkpoint()  # it took long, and the first update's checkpoint is far off
+
+    def log_evaluation(self, row: Mapping[str, float]) -> None:
+        """Append an evaluation to `curve.jsonl`: update, CPU seconds so far, figure per family."""
+        figures = {k.removeprefix("eval/"): round(v, 4) for k, v in row.items() if "eval/" in k}
+        if not figures:
+            return
+        line = {
+            "update": self.update,
+            "cpu_seconds": round(self.seconds, 1),
+            "mean": figures.pop("mean_reward", None),
+            "eval": figures,
+        }
+        with (self.folder / CURVE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _state(self) -> tuple[dict[str, torch.Tensor], int]:
         """Averaged weights at the best evaluation, or now, and their update."""
@@ -245,7 +268,9 @@ class PPOTrainer(ABC, Generic[A]):
         return self.config.n_steps * self.vec.num_envs
 
     def learn(self, on_update: Callable[[int, dict[str, float]], None] | None = None) -> A:
-        """Train until `config.updates` are done; SIGINT stops after the running update, saved.
+        """Train until `config.updates` are done.
+
+        SIGINT or SIGTERM stops after the running update, with everything saved.
 
         Returns:
             The exported policy, also written to the folder.
@@ -253,11 +278,12 @@ class PPOTrainer(ABC, Generic[A]):
         self.warm_start()
         self.model.set_logger(configure(str(self._log_folder()), ["csv", "tensorboard"]))
         callback = _Progress(self, on_update)
-        stopped = signal.getsignal(signal.SIGINT)
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         try:
-            signal.signal(signal.SIGINT, callback.interrupt)
+            for number in SIGNALS:
+                signal.signal(number, callback.interrupt)
         except ValueError:  # not the main thread: Ctrl-C is somebody else's
-            stopped = None
+            before = {}
         try:
             left = self.config.updates - self.update
             if left > 0:
@@ -269,8 +295,8 @@ class PPOTrainer(ABC, Generic[A]):
                 except _Stop:
                     logger.warning("stopped after update %d", self.update)
         finally:
-            if stopped is not None:
-                signal.signal(signal.SIGINT, stopped)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             self.model.logger.close()
         self.save_checkpoint()
         policy = self.export()
@@ -325,10 +351,19 @@ class PPOTrainer(ABC, Generic[A]):
         model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
         model._last_obs, model._last_episode_starts, model._last_lstm_states = state["last"]
         self.vec.load_state(pickle.loads(state["env"]))
+        self._cut_curve()
         python, legacy, torch_state = state["random"]
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
         torch.set_rng_state(torch_state)
+
+    def _cut_curve(self) -> None:
+        """Drop lines of evaluations that came after the checkpoint: they will come again."""
+        path = self.folder / CURVE
+        if path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["update"] <= self.update]
+            path.write_text("".join(f"{line}\n" for line in kept))
 
 
 class _Progress(BaseCallback):
@@ -384,6 +419,7 @@ class _Progress(BaseCallback):
             for key, value in row.items():
                 if key.startswith("eval/"):
                     trainer.model.logger.record(key, value)
+            trainer.log_evaluation(row)
             score = row.get("eval/mean_reward")
             if score is not None and (trainer.best is None or score >= trainer.best[0]):
                 state = {k: v.clone() for k, v in trainer.averaged.items()}
@@ -393,6 +429,7 @@ class _Progress(BaseCallback):
             self.on_update(trainer.update, row)
         if trainer.update % config.checkpoint_every == 0:
             trainer.save_checkpoint()
+        if trainer.update % config.evaluate_every == 0:
             save(trainer.export(), trainer.folder)
         if self._stop:
             raise _Stop

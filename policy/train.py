@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import ResumeError, UnknownNameError
+from ..core.features import FEATURES
 from ..env.config import EnvConfig
-from ..env.pool import TaskPool, TaskSpec, build_pool, draw_specs
+from ..env.frontier import POOL_FRONTIER
+from ..env.pool import TaskPool, TaskSpec, build_pool, draw_specs, seconds_per_run_step
 from ..env.sb3 import Sb3VecEnv
 from ..env.vector import HyperparameterVectorEnv
 from ..inner_tasks.registry import FAMILIES
@@ -33,9 +37,10 @@ logger = logging.getLogger("lhopt")
 #: of the benchmarks.
 TRAIN_FAMILIES: tuple[str, ...] = (
     "noisy-quadratic", "tabular-mlp", "teacher-regression", "parity-rnn", "addition-rnn",
+    "friedman-mlp", "coordinate-mlp", "clusters-resmlp", "topics-bag",
 )  # fmt: skip
 #: Families of the periodic evaluation: they choose among checkpoints, and are in no benchmark.
-VALID_FAMILIES: tuple[str, ...] = ()
+VALID_FAMILIES: tuple[str, ...] = ("sets-net", "grammar-mlp")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class TrainConfig(PPOConfig):
         tasks_per_family: Tasks drawn from each.
         steps: Shortest and longest run, in inner steps.
         steps_power: See `TaskPool`.
+        cost_power: See `TaskPool`; the cost of each task is measured once, before the training.
+        group_size: See `EnvConfig`; `runs_per_bucket` must be a multiple.
+        privileged: See `EnvConfig`: the critic sees what the actor must not.
         n_buckets: Buckets of runs trained at once.
         runs_per_bucket: Runs per bucket.
         imitation: Sizes of the warm start (`ImitationConfig`); None starts PPO from the no-op.
@@ -60,8 +68,11 @@ class TrainConfig(PPOConfig):
     families: tuple[str, ...] = TRAIN_FAMILIES
     valid_families: tuple[str, ...] = VALID_FAMILIES
     tasks_per_family: int = 5
-    steps: tuple[int, int] = (100, 500)
-    steps_power: float = 0.7
+    steps: tuple[int, int] = (150, 2000)
+    steps_power: float = 1.0
+    cost_power: float = 1.0
+    group_size: int | None = 8
+    privileged: bool = True
     n_buckets: int = 5
     runs_per_bucket: int = 32
     imitation: Mapping[str, Any] | None = field(default_factory=dict)
@@ -75,7 +86,12 @@ class TrainConfig(PPOConfig):
 
     def env_config(self) -> EnvConfig:
         """The environment's settings."""
-        return EnvConfig(optimizer=self.optimizer, **self.env)
+        return EnvConfig(
+            optimizer=self.optimizer,
+            group_size=self.group_size,
+            privileged=self.privileged,
+            **self.env,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -94,6 +110,7 @@ class Trainer(PPOTrainer[Policy]):
         pool: Training tasks.
         valid: Tasks of the periodic evaluation; without it there is none.
         device: Of the inner runs; the learner stays on the CPU.
+        processes: Of the warm start's search for experts.
     """
 
     reward = "log2_speed"
@@ -106,8 +123,10 @@ class Trainer(PPOTrainer[Policy]):
         valid: TaskPool | None = None,
         *,
         device: str = "cpu",
+        processes: int = 1,
     ) -> None:
         self.pool, self.valid, self.env_config = pool, valid, config.env_config()
+        self._processes = processes
         env = HyperparameterVectorEnv(
             pool,
             self.env_config,
@@ -117,14 +136,14 @@ class Trainer(PPOTrainer[Policy]):
             device=device,
         )
         vec = Sb3VecEnv(env, baseline=config.baseline, seed=config.seed)
-        super().__init__(config, folder, vec, self.env_config.controls)
+        super().__init__(config, folder, vec, self.env_config.controls, len(FEATURES))
         self.config: TrainConfig = config
 
     def warm_start(self, progress: Callable[[str, int, int, float], None] | None = None) -> None:
         """Imitate the experts of the training tasks, once, before the first update."""
         if self.started or self.config.imitation is None:
             return
-        clock = time.process_time()
+        clock, children = time.process_time(), _children_seconds()
         policy = self.model.policy
         assert isinstance(policy, HyperparameterPolicy)
         losses = imitate(
@@ -133,8 +152,10 @@ class Trainer(PPOTrainer[Policy]):
             self.env_config,
             ImitationConfig(**self.config.imitation),
             seed=self.config.seed,
+            processes=self._processes,
             progress=progress,
         )
+        self.seconds += _children_seconds() - children
         self._warm_started(losses[-1], clock)
 
     def export(self, *, best: bool = True) -> Policy:
@@ -196,6 +217,12 @@ class Trainer(PPOTrainer[Policy]):
             )
 
 
+def _children_seconds() -> float:
+    """CPU seconds of the processes that this one has started and seen end."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def imitation_specs(config: TrainConfig) -> list[TaskSpec]:
     """Tasks of the warm start: other draws of the training families than PPO's."""
     n = ImitationConfig(**(config.imitation or {})).tasks_per_family
@@ -225,6 +252,8 @@ def make_pools(
     *,
     processes: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
+    device: str = "cpu",
+    costs: bool = True,
 ) -> tuple[TaskPool, TaskPool | None]:
     """Training and evaluation pool of a configuration; frontiers come from the cache or are made.
 
@@ -232,20 +261,38 @@ def make_pools(
 
     Families whose data is missing are left out with a log line: which tasks a policy trained on
     stands in its artifact.
+
+    Args:
+        config: What to train.
+        processes: Frontiers measured at once.
+        progress: Called with done, total and the task's name.
+        device: Of the inner runs, whose cost is measured there.
+        costs: Whether to measure it; a training that is resumed has the weights that came of it.
     """
     train, valid = available(config.families), available(config.valid_families)
     specs = draw_specs(train, config.tasks_per_family, config.steps, config.seed)
     valid_specs = draw_specs(valid, 3, config.steps, config.seed + 7)
     n = len(specs) + len(valid_specs)
+    measure = partial(
+        seconds_per_run_step,
+        rule=config.env_config().steered.rule,
+        n_runs=config.runs_per_bucket,
+        device=device,
+    )
     pool = build_pool(
         specs,
+        config=POOL_FRONTIER,
         processes=processes,
         progress=(lambda i, _, name: progress(i, n, name)) if progress else None,
+        cost=measure if costs else None,
+        steps_power=config.steps_power,
+        cost_power=config.cost_power,
     )
     if not valid_specs:
         return pool, None
     valid_pool = build_pool(
         valid_specs,
+        config=POOL_FRONTIER,
         processes=processes,
         progress=(lambda i, _, name: progress(i + len(specs), n, name)) if progress else None,
     )

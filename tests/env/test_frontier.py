@@ -86,6 +86,29 @@ def test_a_measured_frontier_falls_with_the_budget() -> None:
     assert float(frontier.log2_speed(frontier.losses[1])) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_a_window_finds_the_optima_of_the_whole_grid_with_fewer_runs() -> None:
+    rates = tuple(float(10.0 ** (k / 2)) for k in range(-8, 1))
+    whole = FrontierConfig(budgets=(0.25, 0.5, 1.0, 2.0), rates=rates, seeds=(1, 2))
+    full = measure_frontier(get_task(TASK), 40, whole)
+    narrow = measure_frontier(get_task(TASK), 40, replace(whole, window=1))
+    means = [[np.inf if v is None else v for v in row] for row in full.grid]
+    for row, losses in zip(narrow.grid, means, strict=True):
+        tried = [(v, loss) for v, loss in zip(row, losses, strict=True) if v is not None]
+        np.testing.assert_allclose(*zip(*tried, strict=True), rtol=1e-4)
+    for b, (row, best) in enumerate(zip(narrow.grid, narrow.best_rates, strict=True)):
+        i = rates.index(best)
+        beside = [j for j in (i - 1, i + 1) if 0 <= j < len(rates)]
+        # worse neighbours were seen, by a run or by its divergence
+        assert all(means[b][j] >= means[b][i] * (1 - 1e-4) for j in beside)
+        assert b == 0 or sum(v is not None for v in row) < len(rates)
+    assert full.losses == pytest.approx(narrow.losses, rel=1e-4)
+
+
+def test_a_window_without_a_neighbour_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="window is 0"):
+        FrontierConfig(window=0)
+
+
 def test_a_point_equals_that_baseline_run_alone() -> None:
     from lhopt.inner_tasks.engine import BatchedRuns, Settings
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -113,3 +114,23 @@ def test_sb3s_questions_are_answered(pool: TaskPool, config: EnvConfig) -> None:
     assert vec.get_attr("note") == ["x"] * 8
     assert len(vec.env_method("state")) == 1
     vec.close()
+
+
+def test_the_baseline_of_a_group_is_the_mean_of_its_others(
+    pool: TaskPool, config: EnvConfig
+) -> None:
+    env = HyperparameterVectorEnv(
+        pool, replace(config, group_size=2), n_buckets=2, runs_per_bucket=4, seed=3
+    )
+    vec = Sb3VecEnv(env, seed=1)
+    vec.reset()
+    rng = np.random.default_rng(0)
+    ends = 0
+    for _ in range(10):
+        _, reward, done, infos = vec.step(rng.integers(0, 3, (8, 4)))
+        true = {i: infos[row]["episode"]["r"] for row, i in enumerate(vec._order) if done[row]}
+        for row, i in enumerate(vec._order):
+            if done[row]:
+                ends += 1
+                assert reward[row] == pytest.approx(true[i] - true[i ^ 1], abs=1e-6)
+    assert ends

@@ -2,21 +2,25 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode
 
 from lhopt.core.actions import COLUMN, noop
 from lhopt.core.errors import ConfigurationError, ControlError, UnknownNameError
 from lhopt.core.features import FEATURES
-from lhopt.env.config import EnvConfig
+from lhopt.env.config import EnvConfig, get_optimizer
 from lhopt.env.episode import Episode, draw
 from lhopt.env.frontier import SPEED_BOUNDS, Frontier
-from lhopt.env.pool import TaskPool, draw_specs
+from lhopt.env.pool import TaskPool, draw_specs, seconds_per_run_step
 from lhopt.env.vector import HyperparameterVectorEnv, action_space
 from lhopt.inner_tasks import get_task
+from lhopt.optimizers.steerable_adamw import SteerableAdamW
+from lhopt.optimizers.update import ADAMW
 
 
 def make(pool: TaskPool, config: EnvConfig, **words: Any) -> HyperparameterVectorEnv:
@@ -209,3 +213,97 @@ def test_the_pool_evens_out_families() -> None:
     np.testing.assert_allclose(TaskPool(entries).weights, [1 / 3, 1 / 6, 1 / 2])
     drawn = [TaskPool(entries).sample(np.random.default_rng(i)).spec.task for i in range(200)]
     assert 70 < drawn.count("b/1") < 130
+
+
+def test_runs_of_a_group_differ_in_their_decisions_alone(pool: TaskPool, config: EnvConfig) -> None:
+    grouped = replace(config, group_size=2)
+    drawn = draw(grouped, np.random.default_rng(0), 6)
+    assert drawn.seeds[::2] == drawn.seeds[1::2]
+    assert len(set(drawn.seeds)) == 3
+    np.testing.assert_array_equal(drawn.start[::2], drawn.start[1::2])
+    env = make(pool, grouped, n_buckets=1, runs_per_bucket=4)
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_allclose(observation[::2], observation[1::2], atol=1e-4)
+    assert np.abs(observation[0] - observation[2]).max() > 1e-2
+    actions = noop(config.controls, 4)
+    actions[1, 0] = 0
+    observation = env.step(actions)[0]
+    assert np.abs(observation[0] - observation[1]).max() > 1e-2
+    np.testing.assert_allclose(observation[2], observation[3], atol=1e-4)
+
+
+def test_a_bucket_is_whole_groups(pool: TaskPool, config: EnvConfig) -> None:
+    grouped = replace(config, group_size=2)
+    with pytest.raises(ConfigurationError, match="whole groups"):
+        make(pool, grouped, runs_per_bucket=3)
+    with pytest.raises(ConfigurationError, match="cannot be parted"):
+        draw(grouped, np.random.default_rng(0), 3)
+    with pytest.raises(ConfigurationError, match="at least 2 runs"):
+        replace(config, group_size=1)
+
+
+def test_privileged_columns_follow_the_features(pool: TaskPool, config: EnvConfig) -> None:
+    plain = make(pool, config, seed=2)
+    env = make(pool, replace(config, privileged=True), seed=2)
+    n = len(FEATURES)
+    a, _ = plain.reset()
+    b, _ = env.reset()
+    for _ in range(8):
+        assert env.observation_space.contains(b)
+        np.testing.assert_array_equal(a, b[:, :n])
+        for i, episode in enumerate(env._episodes):
+            rows = b[3 * i : 3 * i + 3, n:]
+            code = [episode.task.name == entry.spec.task for entry in pool.entries]
+            np.testing.assert_array_equal(rows[:, :2], np.tile(np.float32(code), (3, 1)))
+            off = np.log10(episode.start[:, COLUMN["learning_rate"]] / 3e-3)
+            np.testing.assert_allclose(rows[:, 2], off, atol=1e-6)
+            length, slope = rows[0, -8], rows[0, -7]
+            assert length == pytest.approx(0.5 * np.log2(episode.steps / 512), rel=1e-5)
+            assert slope == pytest.approx(np.log(2.0), rel=1e-5)  # losses halve per octave
+            # the frontier by hand: 2, 1, 0.5 at budgets 0.5, 1, 2, untrained 64
+            logs = 0.5 * np.log(np.array([2.0, 2.0, 1.0, 0.5]) / 64.0)
+            np.testing.assert_allclose(rows[0, -6:-2], logs.clip(-3), rtol=1e-5)
+            assert (rows[:, -2] == episode.drawn.reports_valid).all()
+            assert episode.statistics is not None
+            now = np.log(episode.statistics["train_loss"]).clip(-3, 3)
+            np.testing.assert_allclose(rows[:, -1], now, atol=1e-5)
+        actions = np.ones((6, 4), np.int64)
+        a, b = plain.step(actions)[0], env.step(actions)[0]
+
+
+def test_cost_evens_out_what_families_take() -> None:
+    from lhopt.env.pool import Entry, TaskSpec
+
+    task = get_task("noisy-quadratic/3")
+    frontier = Frontier("x", 1, (1.0,), (1.0,), (1.0,), 0.1, 2.0)
+    rows = [("a/1", 100, 1e-3), ("a/2", 400, 2e-3), ("b/1", 100, 1e-2), ("c/1", 300, 5e-3)]
+    entries = [Entry(TaskSpec(name, n), task, frontier, cost) for name, n, cost in rows]
+    weights = TaskPool(entries, steps_power=1.0, cost_power=1.0).weights
+    seconds = np.array([n * cost for _, n, cost in rows]) * weights
+    np.testing.assert_allclose([seconds[:2].sum(), *seconds[2:]], seconds.sum() / 3)
+    assert weights[0] / weights[1] == pytest.approx(4.0)
+
+
+def test_a_state_carries_the_measured_weights(pool: TaskPool, config: EnvConfig) -> None:
+    whole = make(pool.weighted(np.array([0.9, 0.1])), config, seed=5)
+    other = make(pool, config, seed=5)
+    whole.reset()
+    other.load_state(pickle.loads(pickle.dumps(whole.state())))
+    same(roll(whole, 12, seed=1), roll(other, 12, seed=1))
+    np.testing.assert_array_equal(other.pool.weights, [0.9, 0.1])
+    assert (pool.weights != other.pool.weights).any()
+
+
+def test_a_steps_cost_is_measured() -> None:
+    cost = seconds_per_run_step(get_task("noisy-quadratic/3"), ADAMW, 4)
+    assert 0.0 < cost < 1.0
+
+
+def test_environments_start_where_the_optimizer_does_when_nothing_is_named() -> None:
+    defaults = SteerableAdamW([torch.zeros(2)]).defaults
+    start = get_optimizer("lhopt.SteerableAdamW").start
+    assert start["learning_rate"] == defaults["lr"]
+    betas = [1 - start["one_minus_beta1"], 1 - start["one_minus_beta2"]]
+    np.testing.assert_allclose(betas, defaults["betas"])
+    for name in ("eps", "weight_decay", "clip_ratio"):
+        assert start[name] == defaults[name]

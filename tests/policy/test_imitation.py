@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lhopt.core.actions import COLUMN
+from lhopt.core.actions import COLUMN, N_CONTROLS
 from lhopt.core.controls import CONTROLS
 from lhopt.env.config import EnvConfig
 from lhopt.env.episode import Episode, draw
 from lhopt.env.pool import TaskPool
-from lhopt.policy.imitation import ImitationConfig, find_expert, teacher, two_hot
+from lhopt.policy.imitation import ImitationConfig, find_expert, held_losses, teacher, two_hot
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "clip_ratio"])
@@ -49,3 +50,21 @@ def test_the_teachers_moves_lead_to_the_expert(
     values = episode.values.copy()
     values[:, COLUMN["learning_rate"]] /= schedule
     np.testing.assert_allclose(values[:, steered], np.tile(aim[steered], (3, 1)), rtol=1e-6)
+
+
+def test_a_search_without_statistics_ends_where_held_episodes_end(pool: TaskPool) -> None:
+    config, entry = EnvConfig(intervals=(6, 6)), pool.entries[0]
+    drawn = draw(config, np.random.default_rng(0), 5)
+    drawn = replace(drawn, seeds=(4242,) * 5)
+    episode = Episode(entry.task, entry.spec.steps, config, drawn)
+    while not episode.finished:
+        episode.step(np.zeros((5, N_CONTROLS)))
+    loss = held_losses(entry.task, entry.spec.steps, config, drawn.start, n_intervals=6)
+    np.testing.assert_allclose(loss, episode.final_loss, rtol=1e-5)
+    # who goes on ends where it would have ended, the others are given up
+    halved = held_losses(
+        entry.task, entry.spec.steps, config, drawn.start, n_intervals=6, halving=((0.5, 0.4),)
+    )
+    assert np.isfinite(halved).sum() == 2
+    on = np.isfinite(halved)
+    np.testing.assert_allclose(halved[on], loss[on], rtol=1e-5)

@@ -11,8 +11,11 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 
 from lhopt.core.controls import get_controls
+from lhopt.core.features import FEATURES
 from lhopt.env.pool import TaskPool
+from lhopt.policy.imitation import actor_logits
 from lhopt.policy.learner import HyperparameterPolicy, PaddedCategorical
+from lhopt.policy.runtime import forward
 from lhopt.policy.train import TrainConfig, Trainer
 
 DIMS = [9, 3, 5, 1]
@@ -74,13 +77,68 @@ def test_the_first_policy_mostly_holds() -> None:
 def trainer(pool: TaskPool, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """After one update: its rollout buffer is full, with episodes that start in the middle."""
     config = TrainConfig(
-        updates=1, n_buckets=2, runs_per_bucket=4, n_steps=10, batch_size=20, n_epochs=1, lstm=8,
-        imitation=None, critic_warmup=0, env={"intervals": [4, 6]},
+        updates=1, n_buckets=2, runs_per_bucket=4, group_size=2, n_steps=10, batch_size=20,
+        n_epochs=1, lstm=8, imitation=None, critic_warmup=0, env={"intervals": [4, 6]},
     )  # fmt: skip
     folder: Path = tmp_path_factory.mktemp("learner")
     trainer = Trainer(config, folder, pool)
     trainer.learn()
     return trainer
+
+
+def test_the_actor_sees_the_features_alone_and_the_critic_all(trainer: Trainer) -> None:
+    policy: Any = trainer.model.policy
+    n, k = len(FEATURES), trainer.vec.num_envs
+    assert policy.lstm_actor.input_size == n
+    assert policy.lstm_critic.input_size == trainer.vec.observation_space.shape[0] > n
+    first = torch.from_numpy(np.asarray(trainer.model._last_obs))
+    other = first.clone()
+    other[:, n:] = torch.randn(other[:, n:].shape, generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros(1, k, 8), torch.zeros(1, k, 8)
+    with torch.no_grad():
+        a, b = (policy.get_distribution(x, zeros, torch.ones(k))[0].log_p for x in (first, other))
+        values = [policy.predict_values(x, zeros, torch.ones(k)) for x in (first, other)]
+        alone = actor_logits(policy, first[None, :, :n])[0]
+    assert torch.equal(a, b)
+    assert not torch.equal(*values)
+    blind = PaddedCategorical([len(c.choices) for c in trainer.env_config.controls])
+    assert torch.equal(blind.proba_distribution(alone).log_p, a)
+
+
+def test_the_exported_actor_is_the_learners(trainer: Trainer) -> None:
+    state = trainer.model.policy.state_dict()
+    trainer.averaged = {key: value.clone() for key, value in state.items()}
+    exported = trainer.export(best=False)
+    assert exported.weights["lstm.weight_ih"].shape == (4 * 8, len(FEATURES))
+    twin: Any = trainer.model.policy
+    # the learner's two biases are one in the file: put it back as one, and nothing else differs
+    with torch.no_grad():
+        twin.lstm_actor.bias_ih_l0.add_(twin.lstm_actor.bias_hh_l0)
+        twin.lstm_actor.bias_hh_l0.zero_()
+    x = torch.randn(5, 3, len(FEATURES), generator=torch.Generator().manual_seed(1)).clamp(-3, 3)
+    with torch.no_grad():
+        learners = actor_logits(twin, x)
+        for name, tensor in exported_tensors(exported.weights).items():
+            twin.get_parameter(name).copy_(tensor)
+        assert torch.equal(actor_logits(twin, x), learners)
+    hidden = cell = np.zeros((3, 8), np.float32)
+    for t in range(5):
+        hidden, cell, logits = forward(exported, hidden, cell, x[t].numpy())
+        np.testing.assert_allclose(logits, learners[t].numpy(), atol=1e-5)
+
+
+def exported_tensors(weights: Any) -> dict[str, torch.Tensor]:
+    """A policy file's tensors under the learner's names."""
+    names = {
+        "lstm_actor.weight_ih_l0": "lstm.weight_ih",
+        "lstm_actor.weight_hh_l0": "lstm.weight_hh",
+        "lstm_actor.bias_ih_l0": "lstm.bias",
+        "mlp_extractor.policy_net.0.weight": "hidden.weight",
+        "mlp_extractor.policy_net.0.bias": "hidden.bias",
+        "action_net.weight": "head.weight",
+        "action_net.bias": "head.bias",
+    }
+    return {name: torch.from_numpy(weights[key]) for name, key in names.items()}
 
 
 def test_one_call_per_sequence_equals_the_walk_through_time(
@@ -97,10 +155,14 @@ def test_one_call_per_sequence_equals_the_walk_through_time(
     inner_starts = buffer.episode_starts.reshape(-1, 10)[:, 1:]
     assert inner_starts.any()
     results = []
-    for process in (
-        HyperparameterPolicy._process_sequence,
-        RecurrentActorCriticPolicy._process_sequence,
-    ):
+
+    def original(features: torch.Tensor, states: Any, starts: Any, lstm: Any) -> Any:
+        """Which knows no columns that are the critic's alone."""
+        return RecurrentActorCriticPolicy._process_sequence(
+            features[:, : lstm.input_size], states, starts, lstm
+        )
+
+    for process in (HyperparameterPolicy._process_sequence, original):
         monkeypatch.setattr(HyperparameterPolicy, "_process_sequence", staticmethod(process))
         rows = []
         for batch in batches:

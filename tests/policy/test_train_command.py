@@ -16,8 +16,8 @@ from lhopt.env.pool import TaskPool
 from lhopt.policy.train import TrainConfig, Trainer, available
 
 SMALL: dict[str, Any] = {
-    "updates": 1, "n_buckets": 2, "runs_per_bucket": 4, "n_steps": 8, "batch_size": 32,
-    "lstm": 8, "imitation": None,
+    "updates": 1, "n_buckets": 2, "runs_per_bucket": 4, "group_size": 2, "n_steps": 8,
+    "batch_size": 32, "lstm": 8, "imitation": None,
 }  # fmt: skip
 
 
@@ -87,6 +87,7 @@ def test_resuming_on_other_tasks_is_refused(pool: TaskPool, tmp_path: Path) -> N
         (["--set", 'env={"interval": 3}'], "Fields of EnvConfig"),
         (["--set", 'imitation={"trails": 3}'], "ImitationConfig"),
         (["--config", "no/such.json"], "cannot be read"),
+        (["--set", "group_size=1"], "at least 2 runs"),
         (["--updates", "0"], "updates must be >= 1"),
     ],
 )

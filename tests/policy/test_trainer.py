@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +19,9 @@ from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, 
 from lhopt.policy.train import TrainConfig, Trainer
 
 CONFIG = TrainConfig(
-    name="tiny", seed=4, updates=4, n_buckets=2, runs_per_bucket=4, n_steps=8, batch_size=32,
-    n_epochs=2, lstm=8, imitation=None, critic_warmup=3, evaluate_every=2, selection="sample",
-    env={"intervals": [4, 6]},
+    name="tiny", seed=4, updates=4, n_buckets=2, runs_per_bucket=4, group_size=2, n_steps=8,
+    batch_size=32, n_epochs=2, lstm=8, imitation=None, critic_warmup=3, evaluate_every=2,
+    selection="sample", env={"intervals": [4, 6]},
 )  # fmt: skip
 
 
@@ -69,6 +70,17 @@ def test_a_resumed_training_continues_to_the_bit(pool: TaskPool, tmp_path: Path)
     assert manifest["env"]["intervals"] == [4, 6]
     assert manifest["tasks"] == [["noisy-quadratic/3", 24], ["noisy-quadratic/4", 18]]
     assert manifest["curve"] == whole.curve
+
+    # one line per evaluation, as often as the whole training wrote them
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "curve.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    for rows in lines:
+        assert [row["update"] for row in rows] == [2, 4]
+        assert rows[0]["cpu_seconds"] < rows[1]["cpu_seconds"]
+    for a_row, b_row in zip(*lines, strict=True):
+        assert a_row["eval"] == b_row["eval"] == {"noisy-quadratic": a_row["mean"]}
     assert (tmp_path / "cut" / "logs" / "from-00000" / "progress.csv").exists()
 
     # and a finished training has nothing left to do
@@ -114,6 +126,40 @@ def test_a_training_stopped_after_its_warm_start_goes_on_to_the_bit(
     for a, b in zip(weights(whole), weights(resumed), strict=True):
         assert torch.equal(a, b)
     assert resumed.curve == whole.curve
+
+
+def test_sigterm_stops_like_an_interrupt_and_what_was_evaluated_is_on_disk(
+    pool: TaskPool, tmp_path: Path
+) -> None:
+    trainer = Trainer(CONFIG, tmp_path, pool, pool)
+    seen: list[int] = []
+
+    def stop(update: int, row: dict[str, float]) -> None:
+        if update == 3:  # the evaluation was at 2, and nothing has ended yet
+            seen.append(load(tmp_path / "tiny").training["updates"])
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    trainer.learn(stop)
+    assert (trainer.update, seen) == (3, [2])
+    assert signal.getsignal(signal.SIGTERM) is before
+    again = Trainer(CONFIG, tmp_path, pool, pool)
+    again.resume()
+    assert again.update == 3
+
+
+def test_evaluations_after_the_checkpoint_are_dropped_when_they_will_come_again(
+    pool: TaskPool, tmp_path: Path
+) -> None:
+    trainer = Trainer(CONFIG, tmp_path, pool)
+    trainer.save_checkpoint()
+    for update in (0, 2):
+        trainer.update = update
+        trainer.log_evaluation({"eval/x": 0.5, "eval/mean_reward": 0.5})
+    again = Trainer(CONFIG, tmp_path, pool)
+    again.resume()
+    (line,) = (tmp_path / "curve.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"update": 0, "cpu_seconds": 0.0, "mean": 0.5, "eval": {"x": 0.5}}
 
 
 def test_there_must_be_something_to_resume(pool: TaskPool, tmp_path: Path) -> None:
