@@ -17,6 +17,7 @@ WORDS: tuple[str, ...] = (
     "serve",
     "keys",
     "train",
+    "search",
     "policies",
     "bench",
     "tasks",

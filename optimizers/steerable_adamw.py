@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from ..core.errors import ConfigurationError
+from .pack import PACKED, Pack, packs
 from .update import (
     STEERABLE,
     Hyperparameters,
@@ -105,6 +106,7 @@ class SteerableAdamW(torch.optim.Optimizer):
         self._unclipped = replace(self.rule, clip=False)
         self._columns: dict[tuple[Any, ...], Hyperparameters] = {}
         self._last: dict[Tensor, tuple[RunState, Hyperparameters]] = {}
+        self._packs: dict[int, list[Pack]] = {}
         self._clipped: Tensor | None = None
         self._swapped = False
 
@@ -180,11 +182,48 @@ class SteerableAdamW(torch.optim.Optimizer):
             return loss
         square = self._square(gradients)
         self._clipped = None
-        for group, params in groups:
+        for number, (group, params) in enumerate(groups):
             clip = self._clip(group, square)
+            for pack in self._packed(number, [p for p in params if p.numel() <= PACKED]):
+                self._update_pack(group, pack, clip)
             for p in params:
-                self._update(group, p, clip)
+                if p.numel() > PACKED:
+                    self._update(group, p, clip)
         return loss
+
+    def _packed(self, number: int, params: list[Tensor]) -> list[Pack]:
+        """The packs of a group's small parameters; made again when other ones have a gradient."""
+        held = self._packs.get(number, [])
+        inside = [p for pack in held for p in pack.params]
+        if {id(p) for p in inside} == {id(p) for p in params} and all(
+            pack.holds([self.state[p] for p in pack.params]) for pack in held
+        ):
+            return held
+        states = [self.state[p] for p in params]
+        self._packs[number] = list(packs(params, states, bool(self.rule.average)))
+        return self._packs[number]
+
+    def _update_pack(self, group: dict[str, Any], pack: Pack, clip: Tensor | None) -> None:
+        first = pack.params[0]
+        hyper = self._hyper(group, first.device)
+        begin_step(self._unclipped, pack.run, hyper, hyper.lr)
+        values, blocks = pack.values(), pack.blocks
+        update_block(
+            self.rule,
+            pack.run,
+            hyper,
+            values,
+            pack.gradients(),
+            blocks["exp_avg"],
+            blocks["exp_avg_sq"],
+            blocks.get("average"),
+            pack.matrices,
+            None if clip is None else clip.to(first.device),
+        )
+        pack.write(values)
+        for p in pack.params:
+            self.state[p]["step"] = pack.run.step
+            self._last[p] = (pack.run, hyper)
 
     def _square(self, gradients: list[Tensor]) -> Tensor | None:
         """Squared norm of all gradients, `(1, 1)`; `None` where nothing clips."""

@@ -1,0 +1,374 @@
+"""`lhopt search`: one fixed setting of an optimizer, chosen by batched random search.
+
+Every batch draws one update rule (what is compiled into a run) and 24 settings of what may differ
+between runs of a batch: rate, betas, eps, decay, clip, shape of the schedule. It is worth the mean
+log2 speed over tasks of the training families, each against its own rate-tuned cosine AdamW. Three
+stages: `random` batches, `refine` batches around the best so far, and `final`, which compares the
+leaders on other tasks, longer runs and other seeds; only the final stage chooses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.schedules import Schedule
+from ..core.types import FloatArray
+from ..env.frontier import SPEED_BOUNDS, FrontierConfig, cosine
+from ..env.pool import Entry, TaskSpec, draw_specs
+from ..inner_tasks.engine import BatchedRuns, Settings
+from ..inner_tasks.registry import get_task
+from ..optimizers.update import ADAMW, StepRule
+
+#: Settings of a batch, and intervals of a run: the schedule moves between them, as in service.
+BATCH, INTERVALS = 24, 32
+#: The yardstick of a search need not be sharp: it only has to be the same for all settings.
+FRONTIER = FrontierConfig(
+    budgets=(0.25, 0.5, 1.0, 2.0),
+    rates=tuple(float(r) for r in np.geomspace(1e-4, 1.0, 9)),
+    seeds=(900_001,),
+)
+STEERABLE_NAME, ADAMW_NAME = "lhopt.SteerableAdamW", "torch.optim.AdamW"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a run is trained with.
+
+    Attributes:
+        rule: The update rule.
+        values: By control: learning rate, betas as their distance from 1, eps, decay, clip.
+        schedule: Shape over the run; None is the baseline's warm-up and cosine to 0.
+    """
+
+    rule: StepRule
+    values: dict[str, float]
+    schedule: Schedule | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        schedule = None if self.schedule is None else self.schedule.to_json()
+        return {"rule": asdict(self.rule), "values": self.values, "schedule": schedule}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Setting:
+        """What `to_json` wrote."""
+        schedule = None if row["schedule"] is None else Schedule(**row["schedule"])
+        return cls(StepRule(**row["rule"]), dict(row["values"]), schedule)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Sizes of a search.
+
+    Attributes:
+        optimizer: `lhopt.SteerableAdamW`, or `torch.optim.AdamW` with the baseline's cosine.
+        families: Whose tasks the first two stages search on.
+        final_families: Whose tasks the final stage compares on; empty: the same.
+        random: Batches drawn at random.
+        refine: Batches drawn around the best.
+        leaders: Settings that the final stage compares.
+        per_family: Tasks per family: in the first two stages, and in the final one.
+        steps: Shortest and longest run of the first two stages.
+        final_steps: The same of the final stage.
+        seeds: Runs per setting and task: in the first two stages, and in the final one.
+        seed: Of everything that is drawn.
+    """
+
+    optimizer: str = STEERABLE_NAME
+    families: tuple[str, ...] = ()
+    final_families: tuple[str, ...] = ()
+    random: int = 30
+    refine: int = 18
+    leaders: int = 24
+    per_family: tuple[int, int] = (2, 3)
+    steps: tuple[int, int] = (150, 500)
+    final_steps: tuple[int, int] = (150, 1500)
+    seeds: tuple[int, int] = (1, 2)
+    seed: int = 0
+
+
+def draw_rule(rng: np.random.Generator, optimizer: str) -> StepRule:
+    """A random update rule; AdamW's is fixed."""
+    if optimizer == ADAMW_NAME:
+        return ADAMW
+    orthogonal = bool(rng.random() < 0.75)
+    return StepRule(
+        orthogonal=orthogonal,
+        ns_steps=int(rng.choice([0, 1, 2, 3, 4, 5])) if orthogonal else 5,
+        nesterov=bool(rng.random() < 0.7),
+        trust_power=float(rng.choice([0.0, 0.25, 0.5, 0.75, 1.0])),
+        vector_scale=float(rng.choice([0.1, 0.3, 1.0])),
+        cautious=bool(rng.random() < 0.3),
+        relative_eps=bool(rng.random() < 0.5),
+        average=float(rng.choice([0.0, 0.03, 0.1, 0.2])),
+        clip=bool(rng.random() < 0.7),
+    )
+
+
+def draw_setting(rng: np.random.Generator, rule: StepRule, optimizer: str) -> Setting:
+    """A random setting of a rule."""
+
+    def log_uniform(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    if optimizer == ADAMW_NAME:
+        values = {
+            "learning_rate": log_uniform(1e-4, 1.0),
+            "one_minus_beta1": log_uniform(0.03, 0.4),
+            "one_minus_beta2": log_uniform(5e-4, 0.1),
+            "eps": 1e-8,
+            "weight_decay": float(rng.choice([0.0, 0.01, 0.1, 0.3])),
+        }
+        return Setting(rule, values, None)
+    # a rate is a relative change per step where trust is 1, and an absolute one where it is 0
+    low, high = (3e-3, 0.3) if rule.orthogonal or rule.trust_power else (1e-3, 0.1)
+    values = {
+        "learning_rate": log_uniform(low, high),
+        "one_minus_beta1": log_uniform(0.03, 0.5),
+        "one_minus_beta2": log_uniform(1e-3, 0.2),
+        "eps": log_uniform(1e-8, 1.0) if rule.relative_eps else 1e-8,
+        "weight_decay": log_uniform(3e-3, 1.0) if rng.random() < 0.85 else 0.0,
+        "clip_ratio": float(rng.uniform(0.3, 0.98)),
+    }
+    schedule = Schedule(
+        warmup=int(rng.integers(0, 5)),
+        hold=float(rng.choice([0.0, 0.0, 0.2, 0.4])),
+        power=float(rng.choice([0.7, 1.0, 1.0, 1.5])),
+        final=float(rng.choice([0.0, 0.0, 0.05])),
+    )
+    return Setting(rule, values, schedule)
+
+
+def mutate(rng: np.random.Generator, parent: Setting, rule: StepRule, optimizer: str) -> Setting:
+    """A setting near another: every value moves a little, and now and then one is drawn anew."""
+    fresh = draw_setting(rng, rule, optimizer)
+    values = {}
+    for name, value in parent.values.items():
+        if rng.random() < 0.1:
+            values[name] = fresh.values[name]
+        elif name == "clip_ratio":
+            values[name] = float(np.clip(value + 0.08 * rng.normal(), 0.2, 0.99))
+        else:
+            values[name] = value * float(np.exp(0.25 * rng.normal()))
+    if rule.relative_eps != parent.rule.relative_eps:
+        values["eps"] = fresh.values["eps"]
+    schedule = parent.schedule
+    if schedule is not None and fresh.schedule is not None and rng.random() < 0.4:
+        name = str(rng.choice(["warmup", "hold", "power", "final"]))
+        schedule = replace(schedule, **{name: getattr(fresh.schedule, name)})
+    return Setting(rule, values, schedule)
+
+
+def mutate_rule(rng: np.random.Generator, rule: StepRule, optimizer: str) -> StepRule:
+    """The rule itself half of the time, else with one part drawn anew."""
+    if optimizer == ADAMW_NAME or rng.random() < 0.5:
+        return rule
+    fresh = draw_rule(rng, optimizer)
+    parts = ("orthogonal", "ns_steps", "nesterov", "trust_power", "vector_scale", "cautious",
+             "relative_eps", "average", "clip")  # fmt: skip
+    name = str(rng.choice(parts))
+    return replace(rule, **{name: getattr(fresh, name)})
+
+
+def speeds(entry: Entry, settings: Sequence[Setting], seeds: Sequence[int]) -> FloatArray:
+    """Log2 speed `(settings, seeds)` of settings that share a rule; the lower bound if diverged."""
+    rule, steps, n = settings[0].rule, entry.spec.steps, len(seeds)
+    columns = {
+        name: np.repeat([s.values[name] for s in settings], n) for name in settings[0].values
+    }
+    runs = BatchedRuns(entry.task, list(seeds) * len(settings), Settings(**columns), rule=rule)
+    rates = columns["learning_rate"] * _multipliers(settings, steps, n)
+    for start in range(0, steps, 256):
+        stop = min(start + 256, steps)
+        runs.advance(stop - start, learning_rates=rates[start:stop])
+    losses = runs.evaluate("outer_valid")
+    out = np.where(runs.alive, entry.frontier.log2_speed(losses), SPEED_BOUNDS[0])
+    return np.asarray(out.reshape(len(settings), n))
+
+
+def _multipliers(settings: Sequence[Setting], steps: int, n_seeds: int) -> FloatArray:
+    """`(steps, settings x seeds)`: constant within each interval, as decisions are."""
+    if settings[0].schedule is None:
+        one = np.ones(len(settings) * n_seeds)
+        return cosine(one, np.full(len(one), steps), 0, steps)
+    length = -(-steps // INTERVALS)
+    progress = (np.arange(steps) // length) * length / steps
+    share = np.full(steps, length / steps)
+    rows = [s.schedule.log_multiplier(progress, share) for s in settings if s.schedule]
+    return np.repeat(np.exp(np.stack(rows, axis=1)), n_seeds, axis=1)
+
+
+class Search:
+    """A search in a folder; what is finished is read back.
+
+    Args:
+        config: Sizes.
+        folder: Gets `rows.jsonl`, one line per batch and task, and `best.json`.
+        first: Tasks of the first two stages with their frontiers.
+        last: Tasks of the final stage.
+        processes: Tasks trained at once.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        folder: Path,
+        first: Sequence[Entry],
+        last: Sequence[Entry],
+        processes: int = 1,
+    ) -> None:
+        self.config, self.folder, self.processes = config, folder, processes
+        self.tasks = {"random": tuple(first), "refine": tuple(first), "final": tuple(last)}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "rows.jsonl"
+        self._known: dict[tuple[str, int, str], list[list[float]]] = {}
+        if self._path.exists():
+            for line in self._path.read_text().splitlines():
+                row = json.loads(line)
+                self._known[row["stage"], row["batch"], row["task"]] = row["speeds"]
+        self.scored: list[tuple[float, Setting]] = []
+
+    def run(self, report: Callable[[str, int, int, float], None] | None = None) -> dict[str, Any]:
+        """All stages; returns what is also written to `best.json`.
+
+        Args:
+            report: Called after each batch with stage, done, total and the best score so far.
+        """
+        config = self.config
+        context = get_context("spawn")
+        with ProcessPoolExecutor(self.processes, context, initializer=_one_thread) as pool:
+            for i in range(config.random):
+                rng = np.random.default_rng([config.seed, 1, i])
+                rule = draw_rule(rng, config.optimizer)
+                batch = [draw_setting(rng, rule, config.optimizer) for _ in range(BATCH)]
+                self._add(pool, "random", i, batch)
+                if report:
+                    report("random", i + 1, config.random, self.scored[0][0])
+            for i in range(config.refine):
+                rng = np.random.default_rng([config.seed, 2, i])
+                parent = self.scored[int(min(rng.geometric(0.25) - 1, 11))][1]
+                rule = mutate_rule(rng, parent.rule, config.optimizer)
+                batch = [mutate(rng, parent, rule, config.optimizer) for _ in range(BATCH)]
+                self._add(pool, "refine", i, batch)
+                if report:
+                    report("refine", i + 1, config.refine, self.scored[0][0])
+            leaders = [setting for _, setting in self.scored[: config.leaders]]
+            rows = self._final(pool, leaders, report)
+        best = {"config": asdict(config), "leaders": rows}
+        (self.folder / "best.json").write_text(json.dumps(best, indent=1) + "\n")
+        return best
+
+    def _add(self, pool: ProcessPoolExecutor, stage: str, i: int, batch: list[Setting]) -> None:
+        table = self._speeds(pool, stage, i, batch)
+        self.scored += list(zip(table.mean(axis=1).tolist(), batch, strict=True))
+        self.scored.sort(key=lambda pair: -pair[0])
+
+    def _final(
+        self,
+        pool: ProcessPoolExecutor,
+        leaders: list[Setting],
+        report: Callable[[str, int, int, float], None] | None,
+    ) -> list[dict[str, Any]]:
+        rules = list(dict.fromkeys(s.rule for s in leaders))
+        rows = []
+        for i, rule in enumerate(rules):
+            group = [s for s in leaders if s.rule == rule]
+            table = self._speeds(pool, "final", i, group)
+            for setting, line in zip(group, table, strict=True):
+                families = dict(zip(self._families("final"), line.tolist(), strict=True))
+                rows.append(
+                    {
+                        "log2_speed": float(line.mean()),
+                        "setting": setting.to_json(),
+                        "families": {k: round(v, 3) for k, v in families.items()},
+                    }
+                )
+            rows.sort(key=lambda row: -float(row["log2_speed"]))
+            if report:
+                report("final", i + 1, len(rules), rows[0]["log2_speed"])
+        return rows
+
+    def _families(self, stage: str) -> list[str]:
+        return list(dict.fromkeys(entry.spec.family for entry in self.tasks[stage]))
+
+    def _speeds(
+        self, pool: ProcessPoolExecutor, stage: str, i: int, batch: list[Setting]
+    ) -> FloatArray:
+        """Mean log2 speed `(settings, families)`; finished tasks are read back."""
+        seeds = tuple(range(700, 700 + self.config.seeds[stage == "final"]))
+        seeds = tuple(s + 50 for s in seeds) if stage == "final" else seeds
+        todo = [e for e in self.tasks[stage] if (stage, i, _name(e.spec)) not in self._known]
+        # the longest first: nobody waits for one late long task
+        todo.sort(key=lambda e: -e.spec.steps)
+        with self._path.open("a") as file:
+            jobs = [(entry, batch, seeds) for entry in todo]
+            for entry, found in zip(todo, pool.map(_job, jobs), strict=True):
+                key = (stage, i, _name(entry.spec))
+                self._known[key] = found
+                row = {"stage": stage, "batch": i, "task": key[2], "speeds": found}
+                if entry is todo[0]:
+                    row["settings"] = [s.to_json() for s in batch]
+                file.write(json.dumps(row) + "\n")
+        by_family: dict[str, list[FloatArray]] = {f: [] for f in self._families(stage)}
+        for entry in self.tasks[stage]:
+            table = np.array(self._known[stage, i, _name(entry.spec)])
+            by_family[entry.spec.family].append(table.mean(axis=1))
+        return np.stack([np.mean(v, axis=0) for v in by_family.values()], axis=1)
+
+
+def _name(spec: TaskSpec) -> str:
+    return f"{spec.task} {spec.steps}"
+
+
+def _job(job: tuple[Entry, list[Setting], tuple[int, ...]]) -> list[list[float]]:
+    entry, batch, seeds = job
+    found: list[list[float]] = np.round(speeds(entry, batch, seeds), 4).tolist()
+    return found
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def search_specs(config: SearchConfig) -> tuple[list[TaskSpec], list[TaskSpec]]:
+    """Tasks of the first two stages and of the final one: different draws."""
+    first = draw_specs(config.families, config.per_family[0], config.steps, 11)
+    families = config.final_families or config.families
+    last = draw_specs(families, config.per_family[1], config.final_steps, 12)
+    return first, last
+
+
+def plain(specs: Sequence[TaskSpec]) -> list[TaskSpec]:
+    """Those whose weights are not rescaled: users' networks are not, and no default could know."""
+    kept = []
+    for spec in specs:
+        config = getattr(get_task(spec.task), "config", None) or {}
+        if float(config.get("reparam", 1.0)) == 1.0:
+            kept.append(spec)
+    return kept
+
+
+def chosen(best: dict[str, Any]) -> Setting:
+    """The setting that a finished search chose."""
+    return Setting.from_json(best["leaders"][0]["setting"])
+
+
+__all__ = [
+    "FRONTIER",
+    "Search",
+    "SearchConfig",
+    "Setting",
+    "chosen",
+    "plain",
+    "search_specs",
+    "speeds",
+]
