@@ -1,35 +1,55 @@
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lhopt.benchmarks import real
-from lhopt.benchmarks.arms import Results
-from lhopt.benchmarks.baseline import BaselineConfig, measure_baseline
+from lhopt.benchmarks.frontier import BenchFrontier
+from lhopt.benchmarks.frontier import BenchTask as Task
 from lhopt.benchmarks.optimizer_table import OptimizerBench, Row, footnote, summarise, table, train
+from lhopt.benchmarks.records import Results
+from lhopt.client import Tuner
 from lhopt.core.errors import ConfigurationError
-from lhopt.env.pool import Entry as Task
 from lhopt.env.pool import TaskSpec
 from lhopt.inner_tasks.registry import get_task
 from lhopt.optimizers.catalogue import get_entry
 from lhopt.optimizers.local_sgd import InProcess, LocalSGD
 from lhopt.optimizers.local_sgd.schedules import ConstantInterval
 from lhopt.policy import bundled
+from lhopt.policy.artifact import Policy
 
 torch.set_num_threads(1)
+
+
+def frontier(name: str) -> BenchFrontier:
+    """Losses of a digits classifier that halve with every doubling, one of four seeds worse."""
+    horizons = (0.25, 0.5, 1.0, 2.0, 4.0)
+    runs = np.outer([1.6, 0.8, 0.4, 0.2, 0.1], [1.0, 1.0, 1.0, 1.1])
+    return BenchFrontier(
+        name, 48, "k24", horizons, (0, 1, 2, 3), runs, runs, {"learning_rate": 0.01}, (), False, 1
+    )
 
 
 @pytest.fixture(scope="module")
 def task() -> Task:
     spec = TaskSpec("digits-mlp", 48)
-    config = BaselineConfig(budgets=(0.5, 1.0, 2.0), rates=(1e-3, 1e-2, 1e-1), seeds=(200, 201))
     inner = get_task(spec.task)
-    return Task(spec, inner, measure_baseline(inner, spec.steps, config))
+    return Task(spec, inner, "small", frontier("digits-mlp"), frontier("digits-mlp"), "last")
+
+
+def renamed(task: Task, name: str) -> Task:
+    inner = copy.copy(task.task)
+    inner.name = name
+    return replace(task, spec=TaskSpec(name, 48), task=inner)
 
 
 @pytest.mark.parametrize("name", ["adamw", "steerable-adamw"])
@@ -39,8 +59,16 @@ def test_a_run_is_the_run_of_the_main_bench(task: Task, name: str, steered: bool
     optimizer = {"adamw": "torch.optim.AdamW", "steerable-adamw": "lhopt.SteerableAdamW"}[name]
     policy = bundled.for_optimizer(optimizer) if steered else None
     found = train(entry, task.task, task.spec.steps, 3, policy)
-    expected = real.train(task.task, task.spec.steps, 3, optimizer, policy=policy)
+    expected = real.train(
+        task.task, task.spec.steps, 3, real.recipe(optimizer), tuner=steering(policy, task)
+    )
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def steering(policy: Policy | None, task: Task) -> Callable[[Any], Tuner] | None:
+    if policy is None:
+        return None
+    return lambda optimizer: Tuner(optimizer, task.spec.steps, policy=policy)
 
 
 def test_workers_that_always_meet_are_one_run_with_the_whole_batch(task: Task) -> None:
@@ -72,17 +100,17 @@ def test_finished_runs_are_read_back_and_every_line_has_both_figures(
     held = Results(tmp_path / "rows.jsonl")
     again = list(OptimizerBench([task], held, seeds=(0,), optimizers=chosen).run())
     assert again == rows
-    lines = summarise(rows, {task.spec.task: task.frontier})
+    lines = summarise(rows, [task])
     assert [line.entry.name for line in lines] == ["adamw", "schedule-free"]
     for line in lines:
         assert line.ratio == pytest.approx(line.steered[0] / line.alone[0])
         assert line.alone[1] <= line.alone[0] * 1.0001
         assert line.alone[2] >= line.alone[0] * 0.9999
     assert "schedule-free" in table(lines)
-    clipped = replace(lines[0], alone=(0.125, 0.125, 0.5), steered=(4.0, 2.0, 4.0), runs=2)
+    clipped = replace(lines[0], alone=(0.25, 0.25, 0.5), steered=(4.0, 2.0, 4.0), runs=2)
     said = [re.split(" {2,}", row) for row in table([lines[0], clipped]).splitlines()[2:]]
     assert [said[0][2], said[0][4]] == ["-", "-"]  # one task, one run
-    assert said[1][1:5] == ["< 0.12", "< 0.12 - 0.50", "> 4.00", "2.00 - > 4.00"]
+    assert said[1][1:5] == ["< 0.25", "< 0.25 - 0.50", "> 4.00", "2.00 - > 4.00"]
 
 
 def test_a_task_that_an_optimizer_refuses_is_named_with_the_reason(
@@ -98,7 +126,7 @@ def test_a_task_that_an_optimizer_refuses_is_named_with_the_reason(
     kept = train(get_entry("sgd"), task.task, task.spec.steps, 0, None)
     steered = train(get_entry("sgd"), task.task, task.spec.steps, 0, bundled.bundled())
     other = replace(row, task="another")
-    lines = summarise([kept, steered, other], {task.spec.task: task.frontier})
+    lines = summarise([kept, steered, other], [task])
     assert lines[0].entry == get_entry("sgd")
     assert "agd" not in footnote([kept], 1, 1)
     assert "but agd from its own" in footnote([replace(kept, optimizer="agd")], 1, 1)
@@ -118,8 +146,8 @@ def test_cpu_time_is_compared_on_the_tasks_that_both_train(task: Task) -> None:
         *rows("adamw", "small", 2.0), *rows("kfac", "small", 6.0),
         *rows("adamw", "large", 90.0), *rows("kfac", "large", 0.0, "it has no Linear."),
     ]  # fmt: skip
-    frontiers = {"small": task.frontier, "large": task.frontier}
-    by_name = {line.entry.name: line for line in summarise(found, frontiers)}
+    tasks = [renamed(task, "small"), renamed(task, "large")]
+    by_name = {line.entry.name: line for line in summarise(found, tasks)}
     assert by_name["kfac"].cpu == pytest.approx((3.0, 3.0))
     assert by_name["adamw"].cpu == pytest.approx((1.0, 1.0))
 
@@ -142,6 +170,33 @@ def test_a_refusal_of_one_run_takes_the_task_out_of_both_kinds(task: Task) -> No
         for name, loss_steered in (("a", 1.0), ("b", None))
         for on_top, loss in (("", 1.0), (policy, loss_steered))
     ]
-    (line,) = summarise(rows, {"a": task.frontier, "b": task.frontier})
+    (line,) = summarise(rows, [renamed(task, "a"), renamed(task, "b")])
     assert line.runs == 1
     assert line.refused == {"b": "not this."}
+
+
+def test_speeds_are_read_on_the_tuned_baselines_frontier(task: Task) -> None:
+    policy = bundled.bundled().name
+    rows = [
+        Row("adamw", "", "digits-mlp", seed, 0.8, 1.0) for seed in range(3)
+    ] + [Row("adamw", policy, "digits-mlp", seed, 0.2, 1.0) for seed in range(3)]  # fmt: skip
+    (line,) = summarise(rows, [task])
+    assert line.alone[0] == pytest.approx(0.5)
+    assert line.steered[0] == pytest.approx(2.0)
+    assert line.ratio == pytest.approx(4.0)
+    assert line.better == 1.0
+
+
+def test_a_task_that_overfits_is_scored_by_its_best_loss_on_the_way(task: Task) -> None:
+    best = copy.copy(task.task)
+    best.selection = "best"
+    hot = replace(get_entry("sgd"), make=lambda m: torch.optim.SGD(m.parameters(), lr=0.9))
+    last = train(hot, task.task, task.spec.steps, 0, None)
+    row = train(hot, best, task.spec.steps, 0, None)
+    curve = real.train(
+        best, task.spec.steps, 0,
+        real.Recipe(make=lambda _task, weights, _steps: torch.optim.SGD(weights.values(), lr=0.9)),
+    ).curve  # fmt: skip
+    assert row.loss == pytest.approx(curve.min())
+    assert last.loss == pytest.approx(curve[-1])
+    assert row.loss < last.loss  # type: ignore[operator]
