@@ -2,130 +2,328 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lhopt.benchmarks import arms, baseline, bench, real
-from lhopt.benchmarks.arms import ARMS, median_path
-from lhopt.benchmarks.baseline import BaselineConfig, entries
+from lhopt.benchmarks import bench, frontier_files, jobs, loop_arms, replay
+from lhopt.benchmarks.arms import ARMS, OFFSETS, SEEDS, TIERS, get_arm, get_tier, transferred
+from lhopt.benchmarks.bench import Bench, run_bench
 from lhopt.benchmarks.engine_speed import Case, lines, measure
+from lhopt.benchmarks.frontier import HORIZONS, BenchFrontier, BenchTask
+from lhopt.benchmarks.jobs import ArmJob, ScanJob
+from lhopt.benchmarks.records import CURVE, Results, Row
+from lhopt.benchmarks.replay import median_path
 from lhopt.cli import bench as command
-from lhopt.core.errors import ConfigurationError, FrontierError, UnknownNameError
+from lhopt.core.errors import ConfigurationError, UnknownNameError
+from lhopt.core.schedules import Schedule
 from lhopt.env.config import OPTIMIZERS
 from lhopt.env.pool import TaskSpec
 from lhopt.inner_tasks.registry import get_task
 from lhopt.policy import bundled
 from lhopt.policy.artifact import Policy, save
 
-TINY = BaselineConfig(
-    budgets=(0.5, 1.0, 2.0), rates=(1e-3, 1e-2, 1e-1), tuning_seeds=(100,), seeds=(200, 201)
-)
 SPEC = TaskSpec("digits-mlp", 40)
+ADAMW, STEERABLE = "torch.optim.AdamW", "lhopt.SteerableAdamW"
 MakePolicy = Callable[..., Policy]
 
 
-def test_the_quick_bench_prints_every_arm_and_goes_on_where_it_was(
+def frontier(strength: Any) -> BenchFrontier:
+    runs = np.outer(0.4 / np.array(HORIZONS), np.linspace(1.0, 1.1, 10))
+    setting = {"learning_rate": 0.02, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999,
+               "schedule": "warm-up + cosine to 0"}  # fmt: skip
+    trials = tuple({"setting": setting, "losses": [0.4 + i, 0.5 + i]} for i in range(24))
+    return BenchFrontier(
+        SPEC.task, SPEC.steps, strength, HORIZONS, tuple(range(10)), runs,
+        1.1 * runs, setting, trials, False, 1,
+    )  # fmt: skip
+
+
+TASK = BenchTask(SPEC, get_task(SPEC.task), "small", frontier("k24"), frontier("5x7"), "last")
+
+
+@pytest.fixture
+def policies(make_policy: MakePolicy) -> dict[str, Policy]:
+    return {name: make_policy(name) for name in (ADAMW, STEERABLE)}
+
+
+@pytest.fixture(autouse=True)
+def _short_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "TRAIN_FAMILIES", ("friedman-mlp",))
+
+
+def raw(folder: Path, tier: str = "small") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{tier}.jsonl").read_text().splitlines()]
+
+
+def rows(folder: Path, tier: str = "small") -> list[Row]:
+    return [Row.from_json(r["value"]) for r in raw(folder, tier) if r["id"].startswith("run ")]
+
+
+def test_every_arm_runs_and_a_finished_bench_trains_nothing_again(
     tmp_path: Path,
-    make_policy: MakePolicy,
+    policies: dict[str, Policy],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    policies = {o: make_policy(o) for o in ("torch.optim.AdamW", "lhopt.SteerableAdamW")}
-    monkeypatch.setattr(arms, "TRAIN_FAMILIES", ("digits-mlp",))  # recording the replay takes 20 s
+    served = [arm for arm in ARMS if arm.kind in ("http", "killed")]
+    monkeypatch.setitem(TIERS, "small", replace(get_tier("small"), quick=1))
 
-    def run() -> str:
-        bench.run_bench(policies, [SPEC], tmp_path / "out", seeds=(0, 1), config=TINY, verbose=True)
+    def once() -> str:
+        chosen = [arm for arm in ARMS if arm not in served]
+        run_bench(
+            "small", policies, tmp_path, tasks=[TASK], quick=True, processes=1, arms=chosen,
+            resamples=50,
+        )  # fmt: skip
         return capsys.readouterr().out
 
-    first = run()
-    for arm in ARMS:
-        assert arm.label in first
-    assert "measuring the baseline of digits-mlp" in first
-    assert "best of 3 rates" in first
-    assert "(bar: 1.00" in first
-    assert "(bar: 1.30" in first
-    assert (tmp_path / "out" / "speeds.png").stat().st_size > 10_000
-    raw = (tmp_path / "out" / "runs.jsonl").read_text()
-    rows = [json.loads(line) for line in raw.splitlines()]
-    runs = [row["value"] for row in rows if row["id"].startswith("run ")]
-    assert len(runs) == 8 * 4 + 4 * 2
-    starts = {(row["arm"], row["offset"]): row["rate"] for row in runs}
-    best = entries([SPEC], TINY)[0].frontier.best_rates[1]
-    assert starts["adamw-policy", 1] == pytest.approx(best * 10.0)
-    assert starts["adamw-random", -1] == pytest.approx(best / 10.0)
-    assert starts["adamw-tuned", None] == best
-    assert {row["seed"] for row in runs} == {0, 1}
+    first = once()
+    assert "LEFT OUT: steerable-imitation, because there is no imitation.json" in first
+    made = rows(tmp_path)
+    expected = {arm.name for arm in ARMS if arm not in served} - {"steerable-imitation"}
+    assert {row.arm for row in made} == expected
+    for row in made:
+        arm = get_arm(row.arm)
+        assert row.offset in arm.offsets
+        assert row.seed == 0
+        assert row.tier == "small"
+        if arm.kind == "tuned":
+            assert row.loss == TASK.k24.runs[HORIZONS.index(1.0), row.seed]
+            assert row.test_loss == TASK.k24.test_runs[HORIZONS.index(1.0), row.seed]
+            assert row.curve == ()
+            continue
+        assert len(row.curve) == CURVE
+        assert row.loss == row.curve[-1]
+        assert row.cpu_ms is not None
+        assert row.plain_ms is not None
+        assert row.plain_ms > 0.0
+    assert len(made) == sum(len(get_arm(name).offsets) for name in expected)
+    best = {r["value"]["optimizer"]: r["value"]["best"] for r in raw(tmp_path) if "scan" in r["id"]}
+    for row in made:
+        arm = get_arm(row.arm)
+        if arm.offsets == OFFSETS:
+            assert row.rate == pytest.approx(best[arm.optimizer] * 10.0 ** (row.offset or 0))
+    paths = {r["id"]: r["value"] for r in raw(tmp_path) if r["id"].startswith("path ")}
+    assert set(paths) == {
+        f"path {arm} digits-mlp 0 {offset}"
+        for arm in ("steerable-policy", "adamw-policy")
+        for offset in OFFSETS
+    }
+    path = paths["path steerable-policy digits-mlp 0 1"]
+    assert path["progress"][0] == 0.0
+    # the first interval is the schedule's alone: a tenth of the starting rate, decay aside
+    assert path["relative"]["learning_rate"][0] == pytest.approx(0.1, rel=0.1)
+    assert all(len(line) == len(path["progress"]) for line in path["relative"].values())
+    for name in ("summary.json", "table.txt", "speeds.png"):
+        assert (tmp_path / name).stat().st_size > 100
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished run was trained again")
 
-    monkeypatch.setattr(real, "train", refuse)
-    again = run()
-    assert (tmp_path / "out" / "runs.jsonl").read_text() == raw
-    assert again.split("\narm")[1].split("\n\n")[0] == first.split("\narm")[1].split("\n\n")[0]
+    monkeypatch.setattr(jobs, "work", refuse)
+    monkeypatch.setattr(bench, "work", refuse)
+    before = (tmp_path / "small.jsonl").read_text()
+    once()
+    assert (tmp_path / "small.jsonl").read_text() == before
 
 
-def test_another_policy_is_run_anew(
+def test_the_policy_decides_the_same_over_http_and_a_killed_server_stops_no_run(
+    tmp_path: Path, policies: dict[str, Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TIERS, "small", replace(get_tier("small"), quick=1))
+    arms = [get_arm(f"steerable-policy{end}") for end in ("", "-http", "-killed")]
+    run_bench(
+        "small", policies, tmp_path, tasks=[TASK], quick=True, processes=1, arms=arms, resamples=50
+    )
+    found = {(row.arm, row.offset): row for row in rows(tmp_path)}
+    told = {r["id"]: r["value"] for r in raw(tmp_path) if r["id"].startswith("service ")}
+    for offset in OFFSETS:
+        here = found["steerable-policy", offset]
+        there = found["steerable-policy-http", offset]
+        killed = found["steerable-policy-killed", offset]
+        assert there.curve == here.curve
+        assert there.test_loss == here.test_loss
+        service = told[f"service steerable-policy-http digits-mlp 0 {offset}"]
+        assert service["held"] == 0
+        assert service["decisions"] > 10
+        assert killed.curve[: CURVE // 2] == here.curve[: CURVE // 2]
+        assert killed.loss is not None
+        assert killed.curve[-1] != here.curve[-1]
+        lost = told[f"service steerable-policy-killed digits-mlp 0 {offset}"]
+        assert 0 < lost["held"] < lost["decisions"]
+        if Path("/proc").exists():
+            assert there.cpu_ms is not None
+            assert here.cpu_ms is not None
+            assert there.cpu_ms > here.cpu_ms  # the server's share is in it
+
+
+def test_what_a_row_depends_on_makes_it_anew(
     tmp_path: Path, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noop = [arm for arm in ARMS if arm.name == "adamw-noop"]
-    for head in (0.1, 0.2):
-        policies = {"torch.optim.AdamW": make_policy(head=head)}
-        bench.run_bench(policies, [SPEC], tmp_path, seeds=(0,), config=TINY, arms=noop)
-    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2 * 2
+    noop = [get_arm("steerable-noop")]
+    monkeypatch.setitem(TIERS, "small", replace(get_tier("small"), quick=1))
 
+    def kinds(head: float = 0.3) -> list[str]:
+        given = {STEERABLE: make_policy(STEERABLE, head=head)}
+        held = Results(tmp_path / "rows.jsonl")
+        found = Bench(get_tier("small"), [TASK], given, held, quick=True, arms=noop)
+        found.run(1, lambda job: None)
+        lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+        return sorted(json.loads(line)["id"].split()[0] for line in lines)
 
-def test_rows_made_under_another_rule_or_other_defaults_are_not_read_back(
-    tmp_path: Path, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steerable = "lhopt.SteerableAdamW"
-    noop = [arm for arm in ARMS if arm.name == "steerable-noop"]
-
-    def lines() -> list[str]:
-        policies = {steerable: make_policy(steerable)}
-        bench.run_bench(policies, [SPEC], tmp_path, seeds=(0,), config=TINY, arms=noop)
-        rows = (tmp_path / "runs.jsonl").read_text().splitlines()
-        return [json.loads(row)["id"].split()[0] for row in rows]
-
-    once = ["scan", "run", "run"]
-    assert sorted(lines()) == sorted(once)
-    assert len(lines()) == 3
-    steered = OPTIMIZERS[steerable]
+    assert kinds() == ["run", "run", "scan"]
+    assert kinds() == ["run", "run", "scan"]
+    assert kinds(head=0.2) == 4 * ["run"] + ["scan"]  # another policy, the same schedule
+    steered = OPTIMIZERS[STEERABLE]
     other = replace(steered, rule=replace(steered.rule, ns_steps=2))
-    monkeypatch.setitem(OPTIMIZERS, steerable, other)
-    assert sorted(lines()) == sorted(2 * once)
-    defaults = {**real.default_values(steerable), "weight_decay": 0.07}
-    monkeypatch.setattr(real, "default_values", lambda _: defaults)
-    assert sorted(lines()) == sorted(3 * once)
+    monkeypatch.setitem(OPTIMIZERS, STEERABLE, other)
+    assert kinds() == 6 * ["run"] + 2 * ["scan"]
 
 
-def test_a_frontier_of_other_data_or_protocol_is_measured_anew(tmp_path: Path) -> None:
-    task = get_task(SPEC.task)
-    described = baseline.describe(task, SPEC.steps, TINY)
-    path = tmp_path / baseline.file_name(SPEC)
-    fresh = entries([SPEC], TINY, fresh=True, shipped=tmp_path)[0].frontier
-    assert baseline.load(path, described) == fresh
-    assert baseline.load(path, {**described, "data_sha256": "other"}) is None
-    told: list[str] = []
-    assert entries([SPEC], TINY, shipped=tmp_path, report=told.append)[0].frontier == fresh
-    assert told == []
-    path.write_text('{"measured": 1')
-    with pytest.raises(FrontierError, match="delete it"):
-        baseline.load(path, described)
+def test_more_seeds_train_only_what_is_missing(
+    tmp_path: Path, policies: dict[str, Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[int, int]] = []
+    for quick in (1, 3):
+        monkeypatch.setitem(TIERS, "small", replace(get_tier("small"), quick=quick))
+        names = ("adamw-1e-3", "steerable-random")
+        held = Results(tmp_path / "rows.jsonl")
+        found = Bench(
+            get_tier("small"), [TASK], policies, held, quick=True,
+            arms=[get_arm(name) for name in names],
+        )  # fmt: skip
+        mine: list[int] = []
+        found.run(1, lambda job, mine=mine: mine.append(job.n_rows))  # type: ignore[misc]
+        done += [(quick, n) for n in mine]
+        assert len(found.rows) == found.total
+    # a random batch shares one generator: all of it or nothing
+    assert sorted(done) == [(1, 0), (1, 1), (1, 2), (3, 2), (3, 6)]
 
 
-def test_rates_are_chosen_and_losses_measured_on_different_seeds() -> None:
-    task = get_task(SPEC.task)
-    frontier = baseline.measure_baseline(task, SPEC.steps, TINY)
-    again = baseline.train_cosine(task, [20, 40, 80], frontier.best_rates, TINY.seeds)
-    np.testing.assert_allclose(frontier.losses, again.mean(axis=1))
-    assert frontier.best_rate == frontier.best_rates[1]
-    picked = min(v for v in frontier.grid[1] if v is not None)
-    assert picked != frontier.losses[1]
+def test_a_scan_widens_until_its_best_lies_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Found:
+        def __init__(self, rates: Any) -> None:
+            self.loss = np.abs(np.log10(np.asarray(rates)) - np.log10(4.0)) + 1.0
+
+    tried: list[float] = []
+
+    def fake(
+        task: Any, steps: int, name: str, schedule: Any, make: Any, seeds: Any, rates: Any
+    ) -> Any:
+        assert set(seeds) == {100, 101}
+        tried.extend(rates)
+        return Found(rates)
+
+    monkeypatch.setattr(jobs.batched_arms, "steered", fake)
+    job = ScanJob("scan", STEERABLE, Schedule(), SPEC, 0.001)
+    (name, value), *rest = job.run()
+    assert (name, rest) == ("scan", [])
+    assert value["best"] == pytest.approx(10.0**0.5)
+    assert max(tried) == pytest.approx(10.0)
+
+
+def test_a_diverged_run_is_a_row_without_a_loss(policies: dict[str, Policy]) -> None:
+    job = ArmJob(
+        arm=get_arm("steerable-policy"), spec=TaskSpec("teacher-regression", 40), tier="small",
+        wanted=(("run", 0, 1),), stamp="x", policy=policies[STEERABLE], best=1e30, path=None,
+        loop=True, step_seconds=0.001,
+    )  # fmt: skip
+    ((_, value),) = job.run()
+    row = Row.from_json(json.loads(json.dumps(value)))
+    assert row.loss is None
+    assert row.test_loss is None
+    assert row.curve[-1] is None
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from lhopt.benchmarks.bench import find_policies, run_bench
+from tests.benchmarks.test_bench_run import TASK
+if __name__ == "__main__":
+    run_bench("small", find_policies(), Path(sys.argv[1]), tasks=[TASK], processes=2)
+"""
+
+
+def children_of(pid: int) -> list[int]:
+    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in out.stdout.split()]
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the workers under /proc")
+def test_ctrl_c_leaves_a_valid_file_and_no_worker(tmp_path: Path) -> None:
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "out")],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as child:  # fmt: skip
+        file = tmp_path / "out" / "small.jsonl"
+        deadline = time.monotonic() + 150
+        while time.monotonic() < deadline and child.poll() is None:
+            if file.exists() and "scan" in file.read_text():
+                break
+            time.sleep(0.1)
+        assert child.poll() is None
+        workers = children_of(child.pid)
+        assert len(workers) >= 2
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) != 0
+    for _ in range(100):
+        alive = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        if not alive:
+            break
+        time.sleep(0.1)
+    assert not alive
+    assert file.read_text().endswith("\n")
+    assert all(set(json.loads(line)) == {"id", "value"} for line in file.read_text().splitlines())
+
+
+def test_results_go_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a", "value": 1}\n{"id": "b", "val')
+    held = Results(path)
+    assert (held.get("a"), held.get("b")) == (1, None)
+    held.put("b", 2)
+    held.put("c", 3)
+    again = Results(path)
+    assert [again.get(name) for name in "abc"] == [1, 2, 3]
+
+
+def test_tiers_name_known_arms_and_tasks() -> None:
+    known = {arm.name for arm in ARMS}
+    for name, counts in SEEDS.items():
+        assert set(counts) <= known
+        assert max(counts.values()) <= 10
+        for spec, tier in frontier_files.tasks_of(name):
+            seeds = frontier_files.protocol_of(tier).seeds
+            assert set(range(counts["adamw-tuned"])) <= set(seeds), spec
+    assert set(SEEDS["smoke"]) == {
+        "steerable-policy", "steerable-default", "steerable-noop", "adamw-1e-3", "adamw-tuned",
+    }  # fmt: skip
+    assert set(transferred()) == {"learning_rate", "beta1", "beta2", "weight_decay"}
+
+
+def test_an_arm_whose_package_is_missing_is_left_out_loudly(
+    policies: dict[str, Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_arms, "find_spec", lambda name: None)
+    why = bench.left_out(get_arm("momo-adam"), policies)
+    assert why is not None
+    assert "momo is not installed: pip install 'lhopt[optimizers]'" in why
+    assert bench.left_out(get_arm("muon"), policies) is None
+    assert "no policy" in (bench.left_out(get_arm("adamw-policy"), {}) or "")
 
 
 def test_the_replayed_path_starts_at_no_move_and_ends_where_the_policy_did(
@@ -175,17 +373,33 @@ def test_the_engine_is_timed_against_one_run_at_a_time() -> None:
 def test_the_command_refuses_what_it_does_not_know() -> None:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["bench", "--quick", "--tasks", "digits-mlp"])
-    with pytest.raises(UnknownNameError, match="held-out task"):
+    args = parser.parse_args(["bench", "--quick", "--tasks", "glyphs-mlp"])
+    with pytest.raises(UnknownNameError, match="task of tier 'small'"):
         command.run(args)
+    with pytest.raises(ConfigurationError, match="tier is 'huge'"):
+        command.run(parser.parse_args(["bench", "--tier", "huge"]))
     with pytest.raises(ConfigurationError, match="--fresh"):
         command.run(parser.parse_args(["bench", "--fresh"]))
+    with pytest.raises(ConfigurationError, match="processes is 0"):
+        run_bench("small", {}, Path("."), tasks=[TASK], processes=0)
 
 
-def test_the_command_lists_frontiers(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(
+    not all((frontier_files.SHIPPED / frontier_files.file_name(spec)).exists()
+            for spec, _ in frontier_files.tasks_of("smoke")),
+    reason="the frontiers of the smoke tier do not ship yet",
+)  # fmt: skip
+@pytest.mark.timeout(300)
+def test_the_smoke_tier_runs_from_the_command_line_in_a_minute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
-    assert command.run(parser.parse_args(["bench", "frontiers", "--task", "digits-vit"])) == 0
-    out = capsys.readouterr().out
-    assert "digits-vit/1, 300 steps: 0.25T" in out
-    assert "NOT FIT" not in out
+    args = ["bench", "--tier", "smoke", "--processes", "1", "--output", str(tmp_path)]
+    began = time.process_time()
+    assert command.run(parser.parse_args(args)) == 0
+    assert time.process_time() - began < 60.0
+    assert "measuring the baselines" not in capsys.readouterr().out
+    made = rows(tmp_path, "smoke")
+    assert len(made) == 3 * 2 * (2 + 2 + 1 + 1 + 1)
+    assert all(row.loss is not None for row in made)

@@ -485,7 +485,13 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [{"trust_power": 1.5}, {"average": -0.1}, {"ns_steps": -1}, {"vector_scale": 0.0}, {"bias_correction": "runing"}],
+    [
+        {"trust_power": 1.5},
+        {"average": -0.1},
+        {"ns_steps": -1},
+        {"vector_scale": 0.0},
+        {"bias_correction": "runing"},
+    ],
     ids=str,
 )
 def test_a_rule_out_of_range_is_refused(words: dict[str, Any]) -> None:

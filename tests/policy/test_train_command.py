@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,25 @@ def test_a_warm_start_that_is_stopped_says_what_is_kept_and_leaves_no_checkpoint
     monkeypatch.setattr("lhopt.policy.train.imitate", lambda *_, **__: [0.5])
     assert main(words) == 0
     assert (folder / "checkpoint.pt").exists()
+
+
+def test_sigterm_in_the_warm_start_is_a_ctrl_c(
+    pool: TaskPool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*_: Any, **__: Any) -> list[float]:
+        signal.raise_signal(signal.SIGTERM)
+        return [0.5]
+
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("lhopt.policy.train.make_pools", lambda *_, **__: (pool, None))
+    monkeypatch.setattr("lhopt.policy.train.imitate", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(small_training(tmp_path)) == 130
+    assert "stopped in the warm start" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_stop_after_the_warm_start_was_saved_asks_for_resume(
