@@ -10,8 +10,9 @@ leaders on other tasks, longer runs and other seeds; only the final stage choose
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.errors import ResumeError
 from ..core.schedules import Schedule
 from ..core.types import FloatArray
 from ..env.frontier import SPEED_BOUNDS, FrontierConfig, cosine
@@ -37,6 +39,9 @@ FRONTIER = FrontierConfig(
     seeds=(900_001,),
 )
 STEERABLE_NAME, ADAMW_NAME = "lhopt.SteerableAdamW", "torch.optim.AdamW"
+
+#: Does a function of every job, in their order.
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,9 @@ class Search:
         first: Tasks of the first two stages with their frontiers.
         last: Tasks of the final stage.
         processes: Tasks trained at once.
+
+    Raises:
+        ResumeError: The folder holds a search of another configuration.
     """
 
     def __init__(
@@ -231,10 +239,23 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "rows.jsonl"
         self._known: dict[tuple[str, int, str], list[list[float]]] = {}
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
+        started = folder / "config.json"
+        mine = json.loads(json.dumps(asdict(config)))
+        if started.exists() and json.loads(started.read_text()) != mine:
+            raise ResumeError(
+                f"{folder} holds a search of another configuration ({started}); give the settings "
+                "it was started with, or another folder."
+            )
+        started.write_text(json.dumps(mine, indent=1) + "\n")
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        for line in lines:
+            try:
                 row = json.loads(line)
                 self._known[row["stage"], row["batch"], row["task"]] = row["speeds"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that was cut when a search was stopped: made again
+        if lines:  # whatever the last line was, the next one begins its own
+            self._path.write_text("\n".join(lines) + "\n")
         self.scored: list[tuple[float, Setting]] = []
 
     def run(self, report: Callable[[str, int, int, float], None] | None = None) -> dict[str, Any]:
@@ -244,8 +265,7 @@ class Search:
             report: Called after each batch with stage, done, total and the best score so far.
         """
         config = self.config
-        context = get_context("spawn")
-        with ProcessPoolExecutor(self.processes, context, initializer=_one_thread) as pool:
+        with _workers(self.processes) as pool:
             for i in range(config.random):
                 rng = np.random.default_rng([config.seed, 1, i])
                 rule = draw_rule(rng, config.optimizer)
@@ -267,14 +287,14 @@ class Search:
         (self.folder / "best.json").write_text(json.dumps(best, indent=1) + "\n")
         return best
 
-    def _add(self, pool: ProcessPoolExecutor, stage: str, i: int, batch: list[Setting]) -> None:
+    def _add(self, pool: Map, stage: str, i: int, batch: list[Setting]) -> None:
         table = self._speeds(pool, stage, i, batch)
         self.scored += list(zip(table.mean(axis=1).tolist(), batch, strict=True))
         self.scored.sort(key=lambda pair: -pair[0])
 
     def _final(
         self,
-        pool: ProcessPoolExecutor,
+        pool: Map,
         leaders: list[Setting],
         report: Callable[[str, int, int, float], None] | None,
     ) -> list[dict[str, Any]]:
@@ -300,9 +320,7 @@ class Search:
     def _families(self, stage: str) -> list[str]:
         return list(dict.fromkeys(entry.spec.family for entry in self.tasks[stage]))
 
-    def _speeds(
-        self, pool: ProcessPoolExecutor, stage: str, i: int, batch: list[Setting]
-    ) -> FloatArray:
+    def _speeds(self, pool: Map, stage: str, i: int, batch: list[Setting]) -> FloatArray:
         """Mean log2 speed `(settings, families)`; finished tasks are read back."""
         seeds = tuple(range(700, 700 + self.config.seeds[stage == "final"]))
         seeds = tuple(s + 50 for s in seeds) if stage == "final" else seeds
@@ -311,7 +329,7 @@ class Search:
         todo.sort(key=lambda e: -e.spec.steps)
         with self._path.open("a") as file:
             jobs = [(entry, batch, seeds) for entry in todo]
-            for entry, found in zip(todo, pool.map(_job, jobs), strict=True):
+            for entry, found in zip(todo, pool(_job, jobs), strict=True):
                 key = (stage, i, _name(entry.spec))
                 self._known[key] = found
                 row = {"stage": stage, "batch": i, "task": key[2], "speeds": found}
@@ -333,6 +351,17 @@ def _job(job: tuple[Entry, list[Setting], tuple[int, ...]]) -> list[list[float]]
     entry, batch, seeds = job
     found: list[list[float]] = np.round(speeds(entry, batch, seeds), 4).tolist()
     return found
+
+
+@contextmanager
+def _workers(processes: int) -> Iterator[Map]:
+    """What does jobs in their order: workers of one thread each, or this process."""
+    if processes == 1:
+        yield map
+        return
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_one_thread) as pool:
+        yield pool.map
 
 
 def _one_thread() -> None:

@@ -27,6 +27,8 @@ from .update import (
 )
 
 _KEYS = ("lr", "betas", "eps", "weight_decay", "clip_ratio")
+#: What a group holds of `RunState`; moves only where the rule clips or eps is relative.
+_GLOBAL = ("max_norm", "mean_square", "product2")
 #: State that stays float64 whatever the parameter's dtype is.
 _PRODUCTS = ("product1", "product2")
 
@@ -103,7 +105,8 @@ class SteerableAdamW(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """Start afresh with what is kept between steps and belongs in no checkpoint."""
-        self._unclipped = replace(self.rule, clip=False)
+        # what is global is moved on once per step, the rest per pack or parameter
+        self._own = replace(self.rule, clip=False, relative_eps=False)
         self._columns: dict[tuple[Any, ...], Hyperparameters] = {}
         self._last: dict[Tensor, tuple[RunState, Hyperparameters]] = {}
         self._packs: dict[int, list[Pack]] = {}
@@ -119,6 +122,11 @@ class SteerableAdamW(torch.optim.Optimizer):
             self.rule = state["rule"]
         self._forget()
         super().__setstate__(state)
+        for group in self.param_groups:
+            like = group["params"][0] if group["params"] else torch.empty(0)
+            fresh = RunState.initial(like, 1)
+            for key in _GLOBAL:  # a checkpoint of before a part existed
+                group.setdefault(key, getattr(fresh, key))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; values that the group does not name are the optimizer's defaults."""
@@ -132,15 +140,15 @@ class SteerableAdamW(torch.optim.Optimizer):
                     f"A parameter of shape {tuple(p.shape)} is complex; SteerableAdamW takes real "
                     "ones. Pass torch.view_as_real of it."
                 )
-        # each group holds the maximum of the same global norm: in a group it is saved as it is,
+        # each group holds what is known of the same global norm: in a group it is saved as it is,
         # where torch casts a parameter's state to the parameter's dtype
-        past = self.param_groups[0].get("max_norm")
         like = group["params"][0] if group["params"] else torch.empty(0)
-        group["max_norm"] = (
-            torch.zeros(1, 1, dtype=torch.float64, device=like.device)
-            if past is None
-            else past.detach().to(like.device, copy=True)
-        )
+        fresh = RunState.initial(like, 1)
+        for key in _GLOBAL:
+            past = self.param_groups[0].get(key)
+            group[key] = (
+                getattr(fresh, key) if past is None else past.detach().to(like.device, copy=True)
+            )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -183,12 +191,12 @@ class SteerableAdamW(torch.optim.Optimizer):
         square = self._square(gradients)
         self._clipped = None
         for number, (group, params) in enumerate(groups):
-            clip = self._clip(group, square)
+            clip, rms = self._global(group, square, sum(g.numel() for g in gradients))
             for pack in self._packed(number, [p for p in params if p.numel() <= PACKED]):
-                self._update_pack(group, pack, clip)
+                self._update_pack(group, pack, clip, rms)
             for p in params:
                 if p.numel() > PACKED:
-                    self._update(group, p, clip)
+                    self._update(group, p, clip, rms)
         return loss
 
     def _packed(self, number: int, params: list[Tensor]) -> list[Pack]:
@@ -203,10 +211,14 @@ class SteerableAdamW(torch.optim.Optimizer):
         self._packs[number] = list(packs(params, states, bool(self.rule.average)))
         return self._packs[number]
 
-    def _update_pack(self, group: dict[str, Any], pack: Pack, clip: Tensor | None) -> None:
+    def _update_pack(
+        self, group: dict[str, Any], pack: Pack, clip: Tensor | None, rms: Tensor | None
+    ) -> None:
         first = pack.params[0]
         hyper = self._hyper(group, first.device)
-        begin_step(self._unclipped, pack.run, hyper, hyper.lr)
+        begin_step(self._own, pack.run, hyper, hyper.lr)
+        if rms is not None:
+            pack.run.gradient_rms = rms.to(first.device)
         values, blocks = pack.values(), pack.blocks
         update_block(
             self.rule,
@@ -226,7 +238,7 @@ class SteerableAdamW(torch.optim.Optimizer):
             self._last[p] = (pack.run, hyper)
 
     def _square(self, gradients: list[Tensor]) -> Tensor | None:
-        """Squared norm of all gradients, `(1, 1)`; `None` where nothing clips."""
+        """Squared norm of all gradients, `(1, 1)`; `None` where nobody asks for it."""
         if not (self.rule.clip or self.rule.relative_eps):
             return None
         home = gradients[0].device
@@ -234,18 +246,25 @@ class SteerableAdamW(torch.optim.Optimizer):
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64).to(home) for g in gradients]
         return torch.stack(norms).square().sum().view(1, 1)
 
-    def _clip(self, group: dict[str, Any], square: Tensor | None) -> Tensor | None:
-        """Factor of a group's gradients; moves its maximum of past norms on."""
+    def _global(
+        self, group: dict[str, Any], square: Tensor | None, n_entries: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Factor of a group's gradients and their root mean square; moves what is global on."""
         if square is None:
-            return None
+            return None, None
         run = RunState.initial(square, 1)
-        run.max_norm = group["max_norm"] = group["max_norm"].to(square.device)
+        for key in _GLOBAL:
+            group[key] = group[key].to(square.device)
+            setattr(run, key, group[key])
         hyper = self._hyper(group, square.device)
-        factor, clipped = begin_step(self.rule, run, hyper, square)
-        self._clipped = clipped if self._clipped is None else self._clipped | clipped
-        return factor
+        factor, clipped = begin_step(self.rule, run, hyper, square, n_entries)
+        if self.rule.clip:
+            self._clipped = clipped if self._clipped is None else self._clipped | clipped
+        return factor, run.gradient_rms if self.rule.relative_eps else None
 
-    def _update(self, group: dict[str, Any], p: Tensor, clip: Tensor | None) -> None:
+    def _update(
+        self, group: dict[str, Any], p: Tensor, clip: Tensor | None, rms: Tensor | None
+    ) -> None:
         state, hyper = self.state[p], self._hyper(group, p.device)
         if not state:
             run = RunState.initial(p, 1)
@@ -257,7 +276,9 @@ class SteerableAdamW(torch.optim.Optimizer):
         # counted per parameter: one that joins late, or is skipped, has its own bias correction
         run = RunState.initial(p, 1)
         run.product1, run.product2, run.step = state["product1"], state["product2"], state["step"]
-        begin_step(self._unclipped, run, hyper, hyper.lr)
+        begin_step(self._own, run, hyper, hyper.lr)
+        if rms is not None:
+            run.gradient_rms = rms.to(p.device)
         state["step"] = run.step
         assert p.grad is not None
         param = p.detach().reshape(1, -1)  # a view, or a copy if the memory is not in order
@@ -345,9 +366,10 @@ class SteerableAdamW(torch.optim.Optimizer):
         if param not in self._last:
             return None
         held: Tensor = self.state[param]["exp_avg_sq"]
-        _, hyper = self._last[param]
-        _, c2 = corrections(self.rule, *self._last[param])
-        return (held / c2.to(held.dtype).view(())).sqrt() > hyper.eps.view(())
+        run, hyper = self._last[param]
+        _, c2 = corrections(self.rule, run, hyper)
+        eps = hyper.eps * run.gradient_rms
+        return (held / c2.to(held.dtype).view(())).sqrt() > eps.view(())
 
     @property
     def last_clipped(self) -> float | None:

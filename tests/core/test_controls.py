@@ -166,3 +166,17 @@ def test_a_value_outside_the_bounds_may_come_back_but_is_not_dragged() -> None:
     assert control.apply(outside, np.array(-0.1)) == outside
     assert control.apply(outside, np.array(0.1)) == pytest.approx(float(outside) * np.exp(0.1))
     assert control.apply(np.array(control.low * 1.01), np.array(-1.0)) == control.low
+
+
+def test_a_schedule_may_hold_before_it_decays_to_a_power() -> None:
+    schedule = Schedule(kind="linear", warmup=0, final=0.1, hold=0.4, power=2.0)
+    progress, share = np.array([0.0, 0.3, 0.65, 0.95]), np.full(4, 0.1)
+    middle = np.array([0.05, 0.35, 0.7, 0.975])  # the last interval is cut by the end
+    left = np.minimum((1.0 - middle) / 0.6, 1.0) ** 2
+    wanted = np.log(0.1 + 0.9 * left)
+    np.testing.assert_allclose(schedule.log_multiplier(progress, share), wanted)
+    assert np.exp(wanted[:2]).tolist() == [1.0, 1.0]
+    with pytest.raises(ConfigurationError, match="hold"):
+        Schedule(hold=1.0)
+    with pytest.raises(ConfigurationError, match="power"):
+        Schedule(power=0.0)

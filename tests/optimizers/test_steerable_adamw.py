@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lhopt.core.errors import ConfigurationError
-from lhopt.optimizers import ADAMW, STEERABLE, SteerableAdamW, StepRule
+from lhopt.optimizers import ADAMW, STEERABLE, SteerableAdamW, StepRule, steerable_adamw
 from lhopt.optimizers.update import (
+    NS_COEFFICIENTS,
     Hyperparameters,
     RunState,
     begin_step,
@@ -76,8 +77,10 @@ def face_values(v: dict[str, float]) -> dict[str, Any]:
         ADAMW,
         StepRule(trust_power=1.0),
         StepRule(orthogonal=True, nesterov=False, average=0.5, clip=True, clip_decay=0.9),
+        StepRule(relative_eps=True, cautious=True, vector_scale=0.3, clip=True),
+        StepRule(orthogonal=True, ns_steps=0, vector_scale=0.3, relative_eps=True),
     ],
-    ids=["steerable", "adamw", "lamb", "muon"],
+    ids=["steerable", "adamw", "lamb", "muon", "cautious", "rows"],
 )
 def test_three_faces_equal_one_update_of_three_stacked_runs(rule: StepRule) -> None:
     runs = [start(seed) for seed in range(3)]
@@ -96,7 +99,7 @@ def test_three_faces_equal_one_update_of_three_stacked_runs(rule: StepRule) -> N
             column("weight_decay"), column("clip_ratio"),
         )  # fmt: skip
         g = gradient(flat, step)
-        clip, _ = begin_step(rule, state, hyper, g.square().sum(1, keepdim=True))
+        clip, _ = begin_step(rule, state, hyper, g.square().sum(1, keepdim=True), SIZE)
         update_block(rule, state, hyper, flat, g, m, v, average, matrices(SHAPES), clip)
 
     for i, params in enumerate(runs):
@@ -497,3 +500,58 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
 def test_a_rule_out_of_range_is_refused(words: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         StepRule(**words)
+
+
+def test_small_parameters_in_one_block_move_as_each_would_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finals = []
+    for limit in (1 << 16, 0, 4):  # all packed, none, the vectors alone
+        monkeypatch.setattr(steerable_adamw, "PACKED", limit)
+        params = start(3, torch.float32)
+        optimizer = SteerableAdamW(params, lr=0.01)
+        drive(optimizer, params, range(12))
+        params[1].grad = None
+        for step in range(12, 20):  # one of them rests: the others are packed anew
+            for p in (params[0], *params[2:]):
+                p.grad = gradient(p.detach(), step)
+            optimizer.step()
+        drive(optimizer, params, range(20, 30))
+        assert [optimizer.state[p]["step"] for p in params] == [30, 22, 30, 30]
+        finals.append(torch.cat([p.reshape(-1) for p in params]))
+    assert torch.equal(finals[0], finals[1])
+    assert torch.equal(finals[0], finals[2])
+
+
+@pytest.mark.parametrize("shape", [(4, 40), (40, 4), (1, 9)])
+def test_a_wide_matrix_is_orthogonalised_as_a_square_one_is(shape: tuple[int, int]) -> None:
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    a, b, c = NS_COEFFICIENTS
+    wanted = x / x.square().sum((1, 2), keepdim=True).sqrt()
+    for _ in range(4):
+        gram = wanted @ wanted.mT
+        wanted = a * wanted + (b * gram + c * gram @ gram) @ wanted
+    torch.testing.assert_close(orthogonalise(x, 4), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_without_iterations_rows_only_get_the_same_norm() -> None:
+    x = torch.randn(1, 3, 7, generator=torch.Generator().manual_seed(2))
+    out = orthogonalise(x, 0)
+    torch.testing.assert_close(out.norm(dim=2), torch.ones(1, 3))
+    torch.testing.assert_close(torch.cosine_similarity(out, x, dim=2), torch.ones(1, 3))
+
+
+def test_relative_eps_makes_the_step_free_of_the_gradients_unit() -> None:
+    """With eps as large as the gradients, so that it matters; absolute eps moves elsewhere."""
+    moved = {}
+    for relative in (True, False):
+        for scale in (1.0, 1e3):
+            p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+            rule = StepRule(relative_eps=relative)
+            optimizer = SteerableAdamW([p], lr=0.1, eps=1.0, weight_decay=0.0, rule=rule)
+            for step in range(5):
+                p.grad = scale * gradient(p.detach(), step)
+                optimizer.step()
+            moved[relative, scale] = p.detach()
+    torch.testing.assert_close(moved[True, 1.0], moved[True, 1e3], rtol=1e-12, atol=1e-12)
+    assert (moved[False, 1.0] - moved[False, 1e3]).abs().max() > 1e-2
