@@ -189,7 +189,7 @@ def test_exceptions_are_of_policies_that_there_are() -> None:
 
 
 def test_a_policy_is_judged_by_its_manifest() -> None:
-    config = {
+    config: dict[str, Any] = {
         **TrainConfig().to_json(),
         "families": ["tabular-mlp"], "valid_families": ["parity-rnn"], "tasks_per_family": 2,
     }  # fmt: skip
