@@ -193,7 +193,7 @@ def test_a_policy_is_judged_by_its_manifest() -> None:
         **TrainConfig().to_json(),
         "families": ["tabular-mlp"], "valid_families": ["parity-rnn"], "tasks_per_family": 2,
     }  # fmt: skip
-    good = {"config": config, "tasks": [["tabular-mlp/0", 200]]}
+    good: dict[str, Any] = {"config": config, "tasks": [["tabular-mlp/0", 200]]}
     assert policy_overlaps("good", good) == []
     sly = {"config": config, "tasks": [["digits-mlp/0", 200]]}
     assert policy_overlaps("sly", sly) == ["digits-mlp/0: its data, digits, are held out"]
