@@ -38,6 +38,9 @@ SCAN_STEP = math.sqrt(10.0)
 SCAN_SEEDS = (100, 101)
 #: Steps that are timed where no whole run is, and steps before them that are not.
 TIMED_STEPS, WARM_STEPS = 60, 5
+#: Seconds that a Tuner waits for the server: a busy machine must not look like a dead server, which
+#: refuses at once.
+TIMEOUT = 10.0
 
 Line = tuple[str, Any]
 
@@ -228,7 +231,12 @@ class ArmJob:
         steps = self.spec.steps
         if url is not None:
             return lambda optimizer: Tuner(
-                optimizer, steps, decisions=DECISIONS, url=url, policy=self._policy.digest
+                optimizer,
+                steps,
+                decisions=DECISIONS,
+                url=url,
+                policy=self._policy.digest,
+                timeout=TIMEOUT,
             )
         policy = loop_arms.holding(self._policy) if self.arm.kind == "hold" else self._policy
         return lambda optimizer: Tuner(optimizer, steps, decisions=DECISIONS, policy=policy)

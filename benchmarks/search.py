@@ -299,7 +299,7 @@ class Search:
         report: Callable[[str, int, int, float], None] | None,
     ) -> list[dict[str, Any]]:
         rules = list(dict.fromkeys(s.rule for s in leaders))
-        rows = []
+        rows: list[dict[str, Any]] = []
         for i, rule in enumerate(rules):
             group = [s for s in leaders if s.rule == rule]
             table = self._speeds(pool, "final", i, group)

@@ -80,5 +80,7 @@ class Schedule:
         return out
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, for manifests."""
-        return asdict(self)
+        """As a JSON object, for manifests; the digests of older policies know no hold and power."""
+        row = asdict(self)
+        later = {"hold": 0.0, "power": 1.0}
+        return {k: v for k, v in row.items() if later.get(k) != v}

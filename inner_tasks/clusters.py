@@ -85,7 +85,7 @@ def _outline(shape: str, at: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.stack([np.cos(2 * np.pi * at), np.sin(2 * np.pi * at)], -1)
     if shape == "spiral":
         turn = 4.0 * np.pi * at
-        return at[..., None] * np.stack([np.cos(turn), np.sin(turn)], -1)
+        return np.asarray(at[..., None] * np.stack([np.cos(turn), np.sin(turn)], -1))
     if shape == "two circles":
         angle, side = 4.0 * np.pi * at, np.where(at < 0.5, -0.5, 0.5)
         return np.stack([side + 0.5 * np.cos(angle), 0.5 * np.sin(angle)], -1)

@@ -74,7 +74,7 @@ class Pack:
         return torch.cat([t.reshape(-1) for t in tensors]).view(1, -1)
 
     def _split(self, block: Tensor) -> list[Tensor]:
-        parts = block.view(-1).split(self._sizes)
+        parts = torch.split(block.view(-1), self._sizes)
         return [part.view(p.shape) for part, p in zip(parts, self.params, strict=True)]
 
 
