@@ -119,4 +119,4 @@ def _rates(settings: Sequence[Setting], total: IntArray, start: int, stop: int) 
     for name in set(names.tolist()):
         mine = np.flatnonzero(names == name)
         rates[:, mine] = SCHEDULES[name](t, total[mine].astype(np.float64))
-    return rates * np.array([s.learning_rate for s in settings])
+    return np.asarray(rates * np.array([s.learning_rate for s in settings]))

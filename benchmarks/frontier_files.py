@@ -191,13 +191,15 @@ def from_json(row: dict[str, Any]) -> BenchFrontier:
 
 
 def _nulls(values: FloatArray) -> Any:
-    return np.where(np.isfinite(values), values, None).tolist()
+    table = values.astype(object)
+    table[~np.isfinite(values)] = None
+    return table.tolist()
 
 
 def _numbers(values: Any) -> FloatArray:
     """Numbers with null read as infinite."""
     table = np.array(values, dtype=object)
-    table[np.equal(table, None)] = np.inf
+    table[np.asarray([value is None for value in table.flat]).reshape(table.shape)] = np.inf
     return table.astype(np.float64)
 
 

@@ -1,16 +1,13 @@
-"""The pictures: speeds of the arms, and a demo's jobs with their hyperparameters' paths."""
+"""Colours and axes of all pictures, and a demo's jobs with their hyperparameters' paths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from .report import Summary
 
 #: Okabe and Ito's colours, told apart with any colour vision.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6E6E6E"
@@ -45,34 +42,6 @@ def _pyplot() -> Any:
         }
     )
     return pyplot
-
-
-def draw_speeds(summaries: Sequence[Summary], path: Path) -> None:
-    """Speed of each arm with its interval, and its tasks as small dots."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(9.0, 1.4 + 0.42 * len(summaries)), layout="constrained")
-    for i, summary in enumerate(summaries):
-        y = len(summaries) - 1 - i
-        ours = summary.arm.kind == "tuner"
-        colour = BLUE if ours else GREY
-        dots = list(summary.by_task.values())
-        axes.plot(dots, [y] * len(dots), "o", color=colour, alpha=0.3, markersize=4, zorder=2)
-        axes.plot([summary.low, summary.high], [y, y], color=colour, linewidth=2.5, zorder=3)
-        axes.plot(summary.speed, y, "D" if ours else "s", color=colour, markersize=8, zorder=4)
-    axes.axvline(1.0, color=ORANGE, linewidth=1.2, zorder=1)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(0.11, 4.6)
-    ticks = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_yticks(range(len(summaries)), [s.arm.label for s in reversed(summaries)])
-    axes.set_ylim(-0.7, len(summaries) - 0.3)
-    axes.set_xlabel("speed h*: budget at which the tuned AdamW-cosine gets as far (ours = 1)")
-    axes.set_title(
-        "Held-out tasks: geometric mean, 95% interval, one dot per task", loc="left", fontsize=11
-    )
-    figure.savefig(path, dpi=140)
-    pyplot.close(figure)
 
 
 @dataclass(frozen=True)

@@ -172,12 +172,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def __getattr__(name: str) -> Any:
-    """Names of the table before this one, for the commands that still print it."""
-    from . import earlier_report
-
-    if name not in earlier_report.__all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(earlier_report, name)

@@ -31,7 +31,7 @@ def table(section: Section) -> str:
         "arm", "h*", "95% interval", "one task out", "at ends", to, "5x7", "test", "CPU time",
         "harm", "diverged", "worst task", "tasks", "runs",
     )  # fmt: skip
-    cells = [head]
+    cells: list[tuple[str, ...]] = [head]
     for line in section.lines:
         task, speed = line.worst
         found = line.headline
@@ -122,7 +122,9 @@ def times(profile: Profile) -> str:
     if not profile.times:
         return ""
     unit = "CPU time" if profile.cpu else "steps"
-    cells = [(f"time to target, {unit}", "B", "rho(1)", "rho(2)", "rho(4)", "never reached")]
+    cells: list[tuple[str, ...]] = [
+        (f"time to target, {unit}", "B", "rho(1)", "rho(2)", "rho(4)", "never reached")
+    ]
     for arm in sorted(profile.times, key=lambda arm: -profile.score(arm)):
         missed = profile.misses(arm)
         cells.append(

@@ -67,6 +67,3 @@ HELD_OUT_DATASETS: tuple[str, ...] = (
 )
 #: Architectures that appear in no training and no evaluation of a policy.
 HELD_OUT_ARCHITECTURES: tuple[str, ...] = ("transformer", "gru", "ncf", "autoencoder")
-
-#: Octaves of standard error that a held-out task's frontier may have.
-MAX_RESOLUTION = 0.3

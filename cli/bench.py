@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,6 @@ def _engine() -> int:
 
 
 def _step_time() -> int:
-    from functools import partial
-
     from tqdm import tqdm
 
     from ..benchmarks.step_time import DEPTH, WIDTH, lines, measure
@@ -182,7 +181,11 @@ def _frontiers(args: argparse.Namespace) -> int:
     for spec, tier in chosen(args.tier, args.tasks):
         with tqdm(unit="step", unit_scale=True, desc=spec.task, leave=False) as bar:
             task = bench_task(
-                spec, tier, fresh=args.fresh, report=tqdm.write, progress=lambda n: bar.update(n)
+                spec, tier, fresh=args.fresh, report=tqdm.write, progress=partial(_advance, bar)
             )
         print(lines(task), flush=True)
     return 0
+
+
+def _advance(bar: Any, n: int) -> None:
+    bar.update(n)

@@ -86,7 +86,7 @@ class PrivilegedView:
             ],
             axis=1,
         )
-        return np.clip(columns, -BOUND, BOUND).astype(np.float32)
+        return np.asarray(np.clip(columns, -BOUND, BOUND), np.float32)
 
     def _code(self, name: str, family: str) -> int:
         return self._index[name] if self._by_task else crc32(family.encode()) % FAMILY_CODES

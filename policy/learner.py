@@ -103,10 +103,8 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         if n_features is not None and n_features < self.features_dim:
             wide = self.lstm_actor
             self.lstm_actor = nn.LSTM(n_features, wide.hidden_size, num_layers=wide.num_layers)
-            rate = lr_schedule(1)
-            self.optimizer = self.optimizer_class(
-                self.parameters(), lr=rate, **self.optimizer_kwargs
-            )
+            settings: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+            self.optimizer = self.optimizer_class(self.parameters(), **settings)
 
     def _build(self, lr_schedule: RateSchedule) -> None:
         assert isinstance(self.action_space, spaces.MultiDiscrete)

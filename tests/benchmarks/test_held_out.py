@@ -197,7 +197,7 @@ def test_a_policy_is_judged_by_its_manifest() -> None:
     assert policy_overlaps("good", good) == []
     sly = {"config": config, "tasks": [["digits-mlp/0", 200]]}
     assert policy_overlaps("sly", sly) == ["digits-mlp/0: its data, digits, are held out"]
-    quiet = {**good, "config": {**config, "valid_families": ["recommender"]}}
+    quiet: dict[str, Any] = {**good, "config": {**config, "valid_families": ["recommender"]}}
     assert any("implicit-feedback" in line for line in policy_overlaps("quiet", quiet))
     gone = {"config": config, "tasks": [["no-such-family/0", 200]]}
     assert "does not know" in policy_overlaps("gone", gone)[0]

@@ -15,7 +15,7 @@ def test_only_training_families_decide() -> None:
 
 
 def test_a_policy_that_helps_is_told_from_one_that_harms() -> None:
-    tasks = [task for task in training_tasks(quick=True) if task.family == "digits-mlp"]
+    tasks = [task for task in training_tasks(quick=True) if task.family == "clusters-resmlp"]
     good, bad = measure([get_entry("adamw"), get_entry("prodigy")], tasks, steps=100)
     assert good.ratio < 1.0 < bad.ratio
     assert (good.lower, bad.lower) == (1.0, 0.0)
