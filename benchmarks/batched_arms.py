@@ -95,17 +95,19 @@ class CurvedRuns(BatchedRuns):
         )
 
     def _note(self) -> None:
-        while len(self._curve) < len(self._marks) and self._marks[len(self._curve)] == self.step:
-            self._curve.append(self.evaluate("outer_valid"))
-            if self.task.selection == "best" or len(self._curve) == len(self._marks):
-                self._tests.append(self.evaluate("test"))
+        here = self._marks.count(self.step)  # a run shorter than its curve has marks in common
+        if not here:
+            return
+        self._curve += here * [self.evaluate("outer_valid")]
+        if self.task.selection == "best" or self.step == self._marks[-1]:
+            self._tests += here * [self.evaluate("test")]
 
     def losses(self) -> Losses:
         """What the finished runs came to."""
         curve, tests = np.stack(self._curve, axis=1), np.stack(self._tests, axis=1)
         at = np.array([real.scored(self.task, line) for line in curve])
         if self.task.selection == "last":
-            tests = np.repeat(tests, curve.shape[1], axis=1)
+            tests = np.repeat(tests[:, -1:], curve.shape[1], axis=1)
         row = np.arange(len(curve))
         # a run that broke on its way is lost, however good it was before
         whole = np.isfinite(curve[:, -1])

@@ -169,10 +169,11 @@ def train(
         seconds += time.process_time() - began
         if not finite:
             break
-        for i in (i for i, mark in enumerate(marks) if mark == stop):
-            curve[i] = run.evaluate("outer_valid")
-            if task.selection == "best" or i == len(marks) - 1:
-                tests[i] = run.evaluate("test")
+        here = [i for i, mark in enumerate(marks) if mark == stop]
+        if here:
+            curve[here] = run.evaluate("outer_valid")
+            if task.selection == "best" or stop == marks[-1]:
+                tests[here] = run.evaluate("test")
         if halfway and stop == steps // 2:
             halfway()
     history = tuple(steering.history) if steering else ()

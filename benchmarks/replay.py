@@ -22,7 +22,7 @@ STEPS, SEEDS = 200, (0, 1, 2, 3)
 
 
 def median_path(
-    policy: Policy, tasks: Sequence[InnerTask] | None = None, steps: int = STEPS
+    policy: Policy, tasks: Sequence[InnerTask] | None = None, steps: int | None = None
 ) -> tuple[FloatArray, FloatArray]:
     """A policy's own schedule, without its eyes: the median of its summed deltas by progress.
 
@@ -46,7 +46,7 @@ def median_path(
     paths = []
     for task in tasks:
         drawn = Draw(SEEDS, start.copy(), DECISIONS, reports_valid=False)
-        episode = Episode(task, steps, config, drawn)
+        episode = Episode(task, steps or STEPS, config, drawn)
         controller = closed_loop(policy, episode.n_runs)
         total = np.zeros_like(start)
         line: list[FloatArray] = []

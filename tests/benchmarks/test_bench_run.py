@@ -32,7 +32,7 @@ from lhopt.inner_tasks.registry import get_task
 from lhopt.policy import bundled
 from lhopt.policy.artifact import Policy, save
 
-SPEC = TaskSpec("digits-mlp", 40)
+SPEC = TaskSpec("digits-mlp", 32)
 ADAMW, STEERABLE = "torch.optim.AdamW", "lhopt.SteerableAdamW"
 MakePolicy = Callable[..., Policy]
 
@@ -59,6 +59,8 @@ def policies(make_policy: MakePolicy) -> dict[str, Policy]:
 @pytest.fixture(autouse=True)
 def _short_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "TRAIN_FAMILIES", ("friedman-mlp",))
+    monkeypatch.setattr(replay, "STEPS", 32)
+    monkeypatch.setattr(replay, "SEEDS", (0,))
 
 
 def raw(folder: Path, tier: str = "small") -> list[dict[str, Any]]:
