@@ -16,9 +16,10 @@ from lhopt.core.features import FEATURES
 from lhopt.env.config import EnvConfig, get_optimizer
 from lhopt.env.episode import Episode, draw
 from lhopt.env.frontier import SPEED_BOUNDS, Frontier
-from lhopt.env.pool import TaskPool, draw_specs, seconds_per_run_step
+from lhopt.env.pool import TIMED_STEPS, TaskPool, draw_specs, seconds_per_run_step
 from lhopt.env.vector import HyperparameterVectorEnv, action_space
 from lhopt.inner_tasks import get_task
+from lhopt.inner_tasks.engine import BatchedRuns
 from lhopt.optimizers.steerable_adamw import SteerableAdamW
 from lhopt.optimizers.update import ADAMW
 
@@ -294,9 +295,20 @@ def test_a_state_carries_the_measured_weights(pool: TaskPool, config: EnvConfig)
     assert (pool.weights != other.pool.weights).any()
 
 
-def test_a_steps_cost_is_measured() -> None:
+def test_a_steps_cost_is_that_of_the_quickest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, taken = [0.0], iter([9.0] * TIMED_STEPS)
+    monkeypatch.setattr("lhopt.env.pool.time.process_time", lambda: now[0])
+    advance = BatchedRuns.advance
+
+    def timed(runs: BatchedRuns, n: int) -> Any:
+        if n == 1:  # one step of the many that nobody disturbs
+            now[0] += 0.8 if runs.step == 7 else next(taken)
+        return advance(runs, n)
+
+    monkeypatch.setattr(BatchedRuns, "advance", timed)
     cost = seconds_per_run_step(get_task("noisy-quadratic/3"), ADAMW, 4)
-    assert 0.0 < cost < 1.0
+    assert cost == pytest.approx(0.8 / 4)
+    assert now[0] == pytest.approx(0.8 + 9.0 * (TIMED_STEPS - 1))
 
 
 def test_environments_start_where_the_optimizer_does_when_nothing_is_named() -> None:
