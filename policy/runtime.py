@@ -123,7 +123,10 @@ def forward(
     def pad(x: FloatArray) -> FloatArray:
         return np.concatenate([x, np.zeros((padded, x.shape[1]), x.dtype)]) if padded else x
 
-    x, h, c = (pad(np.asarray(a, np.float32)) for a in (observation, hidden, cell))
+    # one memory order: picked columns come transposed, and BLAS rounds that otherwise
+    x, h, c = (
+        np.ascontiguousarray(pad(np.asarray(a, np.float32))) for a in (observation, hidden, cell)
+    )
     gates = _product(x, w["lstm.weight_ih"]) + _product(h, w["lstm.weight_hh"]) + w["lstm.bias"]
     i, f, g, o = np.split(gates, 4, axis=1)
     c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
