@@ -107,7 +107,8 @@ def default_values(name: str) -> dict[str, float]:
     """The values an optimizer starts with when its user says nothing, by control."""
     if name not in OPTIMIZERS:
         raise UnknownNameError("optimizer", name, OPTIMIZERS)
-    optimizer = OPTIMIZERS[name]([nn.Parameter(torch.zeros(1))])
+    make: Any = OPTIMIZERS[name]
+    optimizer: Optimizer = make([nn.Parameter(torch.zeros(1))])
     read = {
         control: slot.read(optimizer.param_groups[0])
         for control, slot in adapter_for(optimizer).slots.items()
@@ -223,7 +224,8 @@ class _Run:
         if math.isfinite(loss.item()):
             loss.backward()  # type: ignore[no-untyped-call]
             if self.with_.takes_loss:
-                self.optimizer.step(loss=loss)  # type: ignore[call-arg]
+                step: Any = self.optimizer.step  # MomoAdam's takes more than torch's
+                step(loss=loss)
             else:
                 self.optimizer.step()
         return loss

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lhopt.benchmarks.frontier import (
     PROTOCOL_HORIZONS,
     WIDE_BOUNDS,
     BenchFrontier,
+    BenchTask,
     worth_of_trials,
 )
 from lhopt.benchmarks.tuning import (
@@ -172,9 +174,11 @@ def test_a_box_widens_on_the_side_the_winner_lies_on_and_nowhere_else() -> None:
         ("beta2", 0.999): (0.95, 0.99, 0.999, 0.9999),
     }
     for (name, value), wanted in cases.items():
-        setting = replace(middle, **{name: value})
+        change: dict[str, Any] = {name: value}
+        wider: dict[str, Any] = {name: pytest.approx(wanted)}
+        setting = replace(middle, **change)
         assert box.on_edge(setting)
-        assert box.widened(setting) == replace(box, **{name: pytest.approx(wanted)})
+        assert box.widened(setting) == replace(box, **wider)
     assert not box.on_edge(replace(middle, weight_decay=0.0))
     assert not box.on_edge(replace(middle, learning_rate=0.65))
     assert box.widened(replace(middle, weight_decay=0.3)).widened(
@@ -350,7 +354,7 @@ def test_a_shipped_file_is_read_back_and_one_of_another_protocol_is_measured_ane
 ) -> None:
     shipped, said = tmp_path / "shipped", list[str]()
 
-    def get(protocol: Protocol, *, ship: bool = False) -> files.BenchTask:
+    def get(protocol: Protocol, *, ship: bool = False) -> BenchTask:
         return files.bench_task(
             SPEC, "small", protocol=protocol, ship=ship, shipped=shipped, report=said.append
         )

@@ -87,7 +87,9 @@ def test_the_headline_is_geometric_over_tasks_whatever_the_number_of_runs() -> N
     found = line(rows)
     assert found.headline.value == pytest.approx(0.8)
     assert found.by_task == pytest.approx({"a": 1.6, "b": 0.4})
-    assert found.worst == ("b", pytest.approx(0.4))
+    name, worst = found.worst
+    assert name == "b"
+    assert worst == pytest.approx(0.4)
     assert found.without == pytest.approx((0.4, 1.6))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lhopt.benchmarks import bench, frontier_files, jobs, loop_arms, replay
+from lhopt.benchmarks import batched_arms, bench, frontier_files, jobs, loop_arms, replay
 from lhopt.benchmarks.arms import ARMS, OFFSETS, SEEDS, TIERS, get_arm, get_tier, transferred
 from lhopt.benchmarks.bench import Bench, run_bench
 from lhopt.benchmarks.engine_speed import Case, lines, measure
@@ -71,6 +71,7 @@ def rows(folder: Path, tier: str = "small") -> list[Row]:
     return [Row.from_json(r["value"]) for r in raw(folder, tier) if r["id"].startswith("run ")]
 
 
+@pytest.mark.timeout(400)
 def test_every_arm_runs_and_a_finished_bench_trains_nothing_again(
     tmp_path: Path,
     policies: dict[str, Policy],
@@ -225,7 +226,7 @@ def test_a_scan_widens_until_its_best_lies_inside(monkeypatch: pytest.MonkeyPatc
         tried.extend(rates)
         return Found(rates)
 
-    monkeypatch.setattr(jobs.batched_arms, "steered", fake)
+    monkeypatch.setattr(batched_arms, "steered", fake)
     job = ScanJob("scan", STEERABLE, Schedule(), SPEC, 0.001)
     (name, value), *rest = job.run()
     assert (name, rest) == ("scan", [])
@@ -249,10 +250,12 @@ def test_a_diverged_run_is_a_row_without_a_loss(policies: dict[str, Policy]) -> 
 INTERRUPTED = """
 import sys
 from pathlib import Path
+from lhopt.benchmarks.arms import ARMS
 from lhopt.benchmarks.bench import find_policies, run_bench
 from tests.benchmarks.test_bench_run import TASK
 if __name__ == "__main__":
-    run_bench("small", find_policies(), Path(sys.argv[1]), tasks=[TASK], processes=2)
+    arms = [arm for arm in ARMS if arm.kind in ("tuner", "hold")]
+    run_bench("small", find_policies(), Path(sys.argv[1]), tasks=[TASK], processes=2, arms=arms)
 """
 
 
@@ -261,6 +264,7 @@ def children_of(pid: int) -> list[int]:
     return [int(line) for line in out.stdout.split()]
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the workers under /proc")
 def test_ctrl_c_leaves_a_valid_file_and_no_worker(tmp_path: Path) -> None:
     script = tmp_path / "interrupted.py"
@@ -272,7 +276,7 @@ def test_ctrl_c_leaves_a_valid_file_and_no_worker(tmp_path: Path) -> None:
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as child:  # fmt: skip
         file = tmp_path / "out" / "small.jsonl"
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and child.poll() is None:
             if file.exists() and "scan" in file.read_text():
                 break

@@ -94,7 +94,8 @@ def test_a_window_finds_the_optima_of_the_whole_grid_with_fewer_runs() -> None:
     means = [[np.inf if v is None else v for v in row] for row in full.grid]
     for row, losses in zip(narrow.grid, means, strict=True):
         tried = [(v, loss) for v, loss in zip(row, losses, strict=True) if v is not None]
-        np.testing.assert_allclose(*zip(*tried, strict=True), rtol=1e-4)
+        pairs = np.array(tried, np.float64)
+        np.testing.assert_allclose(pairs[:, 0], pairs[:, 1], rtol=1e-4)
     for b, (row, best) in enumerate(zip(narrow.grid, narrow.best_rates, strict=True)):
         i = rates.index(best)
         beside = [j for j in (i - 1, i + 1) if 0 <= j < len(rates)]

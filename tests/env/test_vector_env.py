@@ -255,7 +255,7 @@ def test_privileged_columns_follow_the_features(pool: TaskPool, config: EnvConfi
         for i, episode in enumerate(env._episodes):
             rows = b[3 * i : 3 * i + 3, n:]
             code = [episode.task.name == entry.spec.task for entry in pool.entries]
-            np.testing.assert_array_equal(rows[:, :2], np.tile(np.float32(code), (3, 1)))
+            np.testing.assert_array_equal(rows[:, :2], np.tile(np.array(code, np.float32), (3, 1)))
             off = np.log10(episode.start[:, COLUMN["learning_rate"]] / 3e-3)
             np.testing.assert_allclose(rows[:, 2], off, atol=1e-6)
             length, slope = rows[0, -8], rows[0, -7]

@@ -90,7 +90,9 @@ def test_the_actor_sees_the_features_alone_and_the_critic_all(trainer: Trainer) 
     policy: Any = trainer.model.policy
     n, k = len(FEATURES), trainer.vec.num_envs
     assert policy.lstm_actor.input_size == n
-    assert policy.lstm_critic.input_size == trainer.vec.observation_space.shape[0] > n
+    shape = trainer.vec.observation_space.shape
+    assert shape is not None
+    assert policy.lstm_critic.input_size == shape[0] > n
     first = torch.from_numpy(np.asarray(trainer.model._last_obs))
     other = first.clone()
     other[:, n:] = torch.randn(other[:, n:].shape, generator=torch.Generator().manual_seed(0))
