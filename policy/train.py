@@ -37,10 +37,11 @@ logger = logging.getLogger("lhopt")
 #: of the benchmarks.
 TRAIN_FAMILIES: tuple[str, ...] = (
     "noisy-quadratic", "tabular-mlp", "teacher-regression", "parity-rnn", "addition-rnn",
-    "friedman-mlp", "coordinate-mlp", "clusters-resmlp", "topics-bag",
+    "friedman-mlp", "coordinate-mlp", "clusters-resmlp", "topics-bag", "glyphs-mlp", "glyphs-cnn",
+    "glyphs-mixer", "texture-cnn", "signal-conv", "chaos-mlp", "docs-mlp",
 )  # fmt: skip
 #: Families of the periodic evaluation: they choose among checkpoints, and are in no benchmark.
-VALID_FAMILIES: tuple[str, ...] = ("sets-net", "grammar-mlp")
+VALID_FAMILIES: tuple[str, ...] = ("sets-net", "grammar-mlp", "names-conv")
 
 
 @dataclass(frozen=True)
