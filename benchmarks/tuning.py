@@ -25,10 +25,12 @@ from .frontier import HORIZONS, N_TRIALS
 SOBOL_SEED: Final = 2024
 #: A rate within this factor of an end of its range lies on the edge.
 EDGE_FACTOR: Final = 10.0 ** (1.0 / 6.0)
-#: What a side gains when the winner lies on it, in turn.
+#: What a side gains when the winner lies on it, in turn; a beta1 of 0 is no edge.
 MORE_WEIGHT_DECAY: Final = ((1.0,), (3.0,))
-MORE_BETA1: Final = ((0.5, 0.7), (0.98,))
-MORE_BETA2: Final = ((0.8, 0.9), (0.9999,))
+BELOW_BETA1: Final = ((0.5, 0.7), (0.0, 0.3))
+ABOVE_BETA1: Final = ((0.98,), (0.99,))
+BELOW_BETA2: Final = ((0.8, 0.9), (0.5, 0.7))
+ABOVE_BETA2: Final = ((0.9999,), (0.99999,))
 
 Multiplier = Callable[[FloatArray, FloatArray], FloatArray]
 
@@ -95,7 +97,7 @@ class Box:
     Attributes:
         learning_rate: Lowest and highest.
         weight_decay: Ascending; its lowest, 0, is no edge.
-        beta1: Ascending.
+        beta1: Ascending; 0, which is no momentum, is no edge.
         beta2: Ascending.
     """
 
@@ -141,8 +143,8 @@ class Box:
         return Box(
             (low, high),
             decay,
-            _wider(self.beta1, setting.beta1, MORE_BETA1),
-            _wider(self.beta2, setting.beta2, MORE_BETA2),
+            _wider(self.beta1, setting.beta1, BELOW_BETA1, ABOVE_BETA1),
+            _wider(self.beta2, setting.beta2, BELOW_BETA2, ABOVE_BETA2),
         )
 
     def on_edge(self, setting: Setting) -> bool:
@@ -151,20 +153,24 @@ class Box:
         return (
             not low * EDGE_FACTOR < setting.learning_rate < high / EDGE_FACTOR
             or setting.weight_decay >= self.weight_decay[-1]
-            or not self.beta1[0] < setting.beta1 < self.beta1[-1]
+            or (setting.beta1 <= self.beta1[0] and setting.beta1 > 0.0)
+            or setting.beta1 >= self.beta1[-1]
             or not self.beta2[0] < setting.beta2 < self.beta2[-1]
         )
 
 
 def _wider(
-    values: tuple[float, ...], chosen: float, more: tuple[tuple[float, ...], tuple[float, ...]]
+    values: tuple[float, ...],
+    chosen: float,
+    below: Sequence[tuple[float, ...]],
+    above: Sequence[tuple[float, ...]],
 ) -> tuple[float, ...]:
-    below, above = more
+    """The values and the next ones on the side that was chosen; the same where none is left."""
     wider = set(values)
     if chosen <= values[0]:
-        wider |= set(below)
+        wider |= set(next((more for more in below if more[0] < values[0]), ()))
     if chosen >= values[-1]:
-        wider |= set(above)
+        wider |= set(next((more for more in above if more[-1] > values[-1]), ()))
     return tuple(sorted(wider))
 
 

@@ -186,6 +186,23 @@ def test_a_box_widens_on_the_side_the_winner_lies_on_and_nowhere_else() -> None:
     ).weight_decay == (0.0, 0.01, 0.1, 0.3, 1.0, 3.0)
 
 
+def test_a_winner_on_a_widened_side_widens_it_once_more_and_then_lies_on_an_edge() -> None:
+    middle = Setting(0.01, 0.1, 0.9, 0.99)
+    low = replace(middle, beta2=0.95), replace(middle, beta2=0.8), replace(middle, beta2=0.5)
+    box = Box().widened(low[0]).widened(low[1])
+    assert box.beta2 == (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+    assert box.widened(low[2]) == box
+    assert box.on_edge(low[2])
+
+
+def test_no_momentum_at_all_is_no_edge() -> None:
+    middle = Setting(0.01, 0.1, 0.9, 0.99)
+    box = Box().widened(replace(middle, beta1=0.8)).widened(replace(middle, beta1=0.5))
+    assert box.beta1 == (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+    assert not box.on_edge(replace(middle, beta1=0.0))
+    assert box.widened(replace(middle, beta1=0.0)) == box
+
+
 def surface(rate: float, n_trials: int = 24) -> list[list[Setting]]:
     """Rounds that `tune` asked for, on a bowl around these values."""
     asked: list[list[Setting]] = []
