@@ -265,7 +265,7 @@ class Search:
             report: Called after each batch with stage, done, total and the best score so far.
         """
         config = self.config
-        with _workers(self.processes) as pool:
+        with workers(self.processes) as pool:
             for i in range(config.random):
                 rng = np.random.default_rng([config.seed, 1, i])
                 rule = draw_rule(rng, config.optimizer)
@@ -354,7 +354,7 @@ def _job(job: tuple[Entry, list[Setting], tuple[int, ...]]) -> list[list[float]]
 
 
 @contextmanager
-def _workers(processes: int) -> Iterator[Map]:
+def workers(processes: int) -> Iterator[Map]:
     """What does jobs in their order: workers of one thread each, or this process."""
     if processes == 1:
         yield map
@@ -400,4 +400,5 @@ __all__ = [
     "plain",
     "search_specs",
     "speeds",
+    "workers",
 ]

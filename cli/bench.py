@@ -24,6 +24,7 @@ WHAT = (
     "frontiers",
     "optimizers",
     "suited",
+    "parts",
     "held-out",
     *EXPERIMENTS,
 )
@@ -40,8 +41,10 @@ def add_parser(subparsers: Any) -> None:
         "LHOPT_DATA), smoke (three tasks, under a minute). A bench that was stopped goes "
         "on where it was. `optimizers` trains the same tasks with every optimizer that `lhopt "
         "optimizers` lists, alone and steered; `suited` does so on training tasks, to tell which "
-        "of them may take the default policy unasked. `engine` prints the batched engine's speed, "
-        "`step-time` what an optimizer's step costs; `frontiers` lists the baseline's frontiers, "
+        "of them may take the default policy unasked; `parts` leaves out the parts of "
+        "SteerableAdamW's default one at a time, on training tasks. `engine` prints the batched "
+        "engine's speed, `step-time` what an optimizer's step costs; `frontiers` lists the "
+        "baseline's frontiers, "
         "and with --fresh measures them again; `held-out` checks that no policy trained on the "
         "like of these tasks, and with --fresh writes the list of what policies train on. "
         "`short-horizon` (why a short look ahead chooses rates that are too small), "
@@ -112,6 +115,11 @@ def run(args: argparse.Namespace) -> int:
             from ..benchmarks import suited
 
             suited.run(quick=args.quick)
+            return 0
+        if args.what == "parts":
+            from ..benchmarks import parts
+
+            print(parts.run(args.output, processes=args.processes))
             return 0
         if args.what == "frontiers":
             return _frontiers(args)

@@ -25,6 +25,7 @@ class SteeredOptimizer:
         noise: Hidden start noise by control: half-width of a log-uniform factor, in decades
             (`scale`), or of a uniform logit shift (`logit_shift`).
         controls: What is steered.
+        schedule: The shape under the decisions that belongs to the start.
     """
 
     name: str
@@ -32,6 +33,7 @@ class SteeredOptimizer:
     start: Mapping[str, float]
     noise: Mapping[str, float]
     controls: tuple[str, ...]
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 def _steerable_start() -> dict[str, float]:
@@ -111,7 +113,7 @@ class EnvConfig:
 
     Attributes:
         optimizer: Name in `OPTIMIZERS`.
-        schedule: The default shape under the decisions.
+        schedule: The default shape under the decisions; the optimizer's own if not given.
         intervals: Smallest and largest number of intervals of a run (one more than decisions).
         noise_scale: Multiplies the hidden start noise; 0 starts every run at `start`.
         valid_share: Share of episodes whose job reports a validation loss.
@@ -125,7 +127,7 @@ class EnvConfig:
     """
 
     optimizer: str = "torch.optim.AdamW"
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: Schedule = field(default=None)  # type: ignore[assignment]  # never None afterwards
     intervals: tuple[int, int] = (25, 40)
     noise_scale: float = 1.0
     valid_share: float = 0.25
@@ -146,7 +148,9 @@ class EnvConfig:
                 f"group_size is {self.group_size}; a group has at least 2 runs, or None draws each "
                 "run by itself."
             )
-        get_optimizer(self.optimizer)
+        steered = get_optimizer(self.optimizer)
+        if self.schedule is None:
+            object.__setattr__(self, "schedule", steered.schedule)
 
     @property
     def steered(self) -> SteeredOptimizer:
