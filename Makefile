@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/lhopt demo
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 # Every experiment in full (about 20 minutes), and one table of what was asked and found.
 acceptance: setup

