@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..policy.artifact import Policy
+from .held_out import policy_overlaps
 from .summary import Section
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -91,6 +92,7 @@ def _policy(optimizer: str, policy: Policy) -> dict[str, Any]:
         "training_cpu_seconds": training.get("cpu_seconds"),
         "training_tasks": None if tasks is None else len(tasks),
         "training_families": training.get("config", {}).get("families"),
+        "held_out_rule": policy_overlaps(policy.name, training),
     }
 
 
@@ -116,8 +118,17 @@ def text(disclosed: Mapping[str, Any]) -> str:
             f"Policy {policy['name']} {policy['digest'][:12]} for {policy['optimizer']}: trained "
             f"in {'unknown' if seconds is None else f'{seconds:,.0f}'} CPU seconds on "
             f"{'an unknown number of' if tasks is None else tasks} tasks."
+            + _rule(policy["held_out_rule"])
         )
     return "\n".join(lines)
+
+
+def _rule(broken: Sequence[str]) -> str:
+    """What a policy's training says of its figures here."""
+    if not broken:
+        return " None of them is held out."
+    more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return f" ITS FIGURES SHOW NOTHING: {broken[0]}{more}."
 
 
 def _range(seeds: Sequence[int]) -> str:

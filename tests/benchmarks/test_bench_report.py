@@ -264,6 +264,7 @@ def test_the_disclosure_names_seeds_trials_edges_and_the_policies_training(
     assert "STILL ON AN EDGE: b." in text
     assert "b 24 in 3 rounds" in text
     assert f"{policy.digest[:12]} for torch.optim.AdamW: trained in 1,234 CPU seconds on 7" in text
+    assert "ITS FIGURES SHOW NOTHING" in text  # of tasks and families it says nothing
     assert report.disclosed["policies"][0]["digest"] == policy.digest
 
 
