@@ -4,7 +4,10 @@ Every batch draws one update rule (what is compiled into a run) and 24 settings 
 between runs of a batch: rate, betas, eps, decay, clip, shape of the schedule. It is worth the mean
 log2 speed over tasks of the training families, each against its own rate-tuned cosine AdamW. Three
 stages: `random` batches, `refine` batches around the best so far, and `final`, which compares the
-leaders on other tasks, longer runs and other seeds; only the final stage chooses.
+leaders, and the default of today, on other tasks, longer runs and other seeds; only the final stage
+chooses. Its leaders come from several rules, because refining follows one family tree and fits the
+few short tasks it is judged by; its tasks are those that policies train on, all of them with a
+frontier sharp enough to tell settings apart.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ import torch
 from ..core.errors import ResumeError
 from ..core.schedules import Schedule
 from ..core.types import FloatArray
-from ..env.frontier import SPEED_BOUNDS, FrontierConfig, cosine
+from ..env.config import get_optimizer
+from ..env.frontier import POOL_FRONTIER, SPEED_BOUNDS, FrontierConfig, cosine
 from ..env.pool import Entry, TaskSpec, draw_specs
 from ..inner_tasks.engine import BatchedRuns, Settings
 from ..inner_tasks.registry import get_task
 from ..optimizers.update import ADAMW, StepRule
+from .arms import transferred
 
 #: Settings of a batch, and intervals of a run: the schedule moves between them, as in service.
 BATCH, INTERVALS = 24, 32
@@ -38,6 +43,8 @@ FRONTIER = FrontierConfig(
     rates=tuple(float(r) for r in np.geomspace(1e-4, 1.0, 9)),
     seeds=(900_001,),
 )
+#: Of the first two stages' tasks, and of the final one's.
+FRONTIERS = (FRONTIER, POOL_FRONTIER)
 STEERABLE_NAME, ADAMW_NAME = "lhopt.SteerableAdamW", "torch.optim.AdamW"
 
 #: Does a function of every job, in their order.
@@ -80,7 +87,9 @@ class SearchConfig:
         final_families: Whose tasks the final stage compares on; empty: the same.
         random: Batches drawn at random.
         refine: Batches drawn around the best.
-        leaders: Settings that the final stage compares.
+        leaders: Settings that the final stage compares, beside the default.
+        per_rule: Leaders of one rule at most; AdamW has but one.
+        around: Whether the final stage compares a grid around SteerableAdamW's default instead.
         per_family: Tasks per family: in the first two stages, and in the final one.
         steps: Shortest and longest run of the first two stages.
         final_steps: The same of the final stage.
@@ -94,10 +103,12 @@ class SearchConfig:
     random: int = 30
     refine: int = 18
     leaders: int = 24
-    per_family: tuple[int, int] = (2, 3)
+    per_rule: int = 6
+    around: bool = False
+    per_family: tuple[int, int] = (2, 5)
     steps: tuple[int, int] = (150, 500)
-    final_steps: tuple[int, int] = (150, 1500)
-    seeds: tuple[int, int] = (1, 2)
+    final_steps: tuple[int, int] = (150, 2000)
+    seeds: tuple[int, int] = (1, 1)
     seed: int = 0
 
 
@@ -184,6 +195,35 @@ def mutate_rule(rng: np.random.Generator, rule: StepRule, optimizer: str) -> Ste
     return replace(rule, **{name: getattr(fresh, name)})
 
 
+def around(setting: Setting) -> list[Setting]:
+    """A grid: cautious or not, two averages, three rates, two shapes, two pairs of betas."""
+    rules = [
+        replace(setting.rule, cautious=cautious, average=average)
+        for cautious in (setting.rule.cautious, not setting.rule.cautious)
+        for average in (setting.rule.average, 2.0 * setting.rule.average)
+    ]
+    own = setting.values
+    betas: tuple[dict[str, float], ...] = (
+        {},
+        {
+            "one_minus_beta1": own["one_minus_beta1"] * 4.0 / 3.0,
+            "one_minus_beta2": own["one_minus_beta2"] * 3.0,
+        },
+    )
+    shapes = (setting.schedule, Schedule(hold=0.4))
+    return [
+        Setting(
+            rule,
+            {**own, **other, "learning_rate": factor * own["learning_rate"]},
+            shape,
+        )
+        for rule in rules
+        for factor in (1.0, 0.6, 1.6)
+        for shape in shapes
+        for other in betas
+    ]
+
+
 def speeds(entry: Entry, settings: Sequence[Setting], seeds: Sequence[int]) -> FloatArray:
     """Log2 speed `(settings, seeds)` of settings that share a rule; the lower bound if diverged."""
     rule, steps, n = settings[0].rule, entry.spec.steps, len(seeds)
@@ -266,14 +306,14 @@ class Search:
         """
         config = self.config
         with workers(self.processes) as pool:
-            for i in range(config.random):
+            for i in range(0 if config.around else config.random):
                 rng = np.random.default_rng([config.seed, 1, i])
                 rule = draw_rule(rng, config.optimizer)
                 batch = [draw_setting(rng, rule, config.optimizer) for _ in range(BATCH)]
                 self._add(pool, "random", i, batch)
                 if report:
                     report("random", i + 1, config.random, self.scored[0][0])
-            for i in range(config.refine):
+            for i in range(0 if config.around else config.refine):
                 rng = np.random.default_rng([config.seed, 2, i])
                 parent = self.scored[int(min(rng.geometric(0.25) - 1, 11))][1]
                 rule = mutate_rule(rng, parent.rule, config.optimizer)
@@ -281,8 +321,7 @@ class Search:
                 self._add(pool, "refine", i, batch)
                 if report:
                     report("refine", i + 1, config.refine, self.scored[0][0])
-            leaders = [setting for _, setting in self.scored[: config.leaders]]
-            rows = self._final(pool, leaders, report)
+            rows = self._final(pool, self._leaders(), report)
         best = {"config": asdict(config), "leaders": rows}
         (self.folder / "best.json").write_text(json.dumps(best, indent=1) + "\n")
         return best
@@ -291,6 +330,21 @@ class Search:
         table = self._speeds(pool, stage, i, batch)
         self.scored += list(zip(table.mean(axis=1).tolist(), batch, strict=True))
         self.scored.sort(key=lambda pair: -pair[0])
+
+    def _leaders(self) -> list[Setting]:
+        """The best so far, not all of one rule, and the default of today."""
+        if self.config.around:
+            return around(default(self.config.optimizer))
+        found: list[Setting] = [default(self.config.optimizer)]
+        taken: dict[StepRule, int] = {}
+        most = self.config.leaders if self.config.optimizer == ADAMW_NAME else self.config.per_rule
+        for _, setting in self.scored:
+            if len(found) > self.config.leaders:
+                break
+            if taken.get(setting.rule, 0) < most and setting not in found:
+                taken[setting.rule] = taken.get(setting.rule, 0) + 1
+                found.append(setting)
+        return found
 
     def _final(
         self,
@@ -372,8 +426,28 @@ def search_specs(config: SearchConfig) -> tuple[list[TaskSpec], list[TaskSpec]]:
     """Tasks of the first two stages and of the final one: different draws."""
     first = draw_specs(config.families, config.per_family[0], config.steps, 11)
     families = config.final_families or config.families
-    last = draw_specs(families, config.per_family[1], config.final_steps, 12)
+    # the draw of a training with the defaults: its frontiers are wanted anyway
+    last = draw_specs(families, config.per_family[1], config.final_steps, 0)
     return first, last
+
+
+def default(optimizer: str) -> Setting:
+    """An optimizer's one default, with the schedule that belongs to it.
+
+    AdamW's is the setting of the bench's arm `adamw-transferred`, under the baseline's cosine.
+    """
+    steered = get_optimizer(optimizer)
+    if optimizer != ADAMW_NAME:
+        return Setting(steered.rule, dict(steered.start), steered.schedule)
+    row = transferred()
+    values = {
+        "learning_rate": row["learning_rate"],
+        "one_minus_beta1": round(1.0 - row["beta1"], 12),
+        "one_minus_beta2": round(1.0 - row["beta2"], 12),
+        "eps": 1e-8,
+        "weight_decay": row["weight_decay"],
+    }
+    return Setting(ADAMW, values, None)
 
 
 def plain(specs: Sequence[TaskSpec]) -> list[TaskSpec]:
@@ -392,11 +466,12 @@ def chosen(best: dict[str, Any]) -> Setting:
 
 
 __all__ = [
-    "FRONTIER",
+    "FRONTIERS",
     "Search",
     "SearchConfig",
     "Setting",
     "chosen",
+    "default",
     "plain",
     "search_specs",
     "speeds",

@@ -28,6 +28,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--random", type=int, help="random batches of 24 settings")
     parser.add_argument("--refine", type=int, help="batches around the best so far")
     parser.add_argument("--leaders", type=int, help="settings in the final comparison")
+    parser.add_argument(
+        "--around", action="store_true",
+        help="no search: compare a grid of 48 settings around SteerableAdamW's default",
+    )  # fmt: skip
     parser.add_argument("--families", nargs="+", help="of the first two stages, instead of all")
     parser.add_argument("--seed", type=int, help="of what is drawn")
     parser.add_argument("--processes", type=int, default=2, help="tasks trained at once")
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         import torch
         from tqdm import tqdm
 
-        from ..benchmarks.search import FRONTIER, Search, SearchConfig, plain, search_specs
+        from ..benchmarks.search import FRONTIERS, Search, SearchConfig, plain, search_specs
         from ..env.pool import build_pool
         from ..policy.train import TRAIN_FAMILIES, available
     except ImportError as error:
@@ -53,8 +57,13 @@ def run(args: argparse.Namespace) -> int:
     }
     families = tuple(available(args.families or TRAIN_FAMILIES))
     config = SearchConfig(
-        families=families, final_families=tuple(available(TRAIN_FAMILIES)), **given
+        families=families,
+        final_families=tuple(available(TRAIN_FAMILIES)),
+        around=args.around,
+        **given,
     )
+    if config.around and config.optimizer != OPTIMIZERS[0]:
+        raise ConfigurationError(f"--around belongs to {OPTIMIZERS[0]}; leave one of them out.")
     if min(config.random, config.leaders) < 1 or config.refine < 0:
         raise ConfigurationError(
             f"random={config.random}, refine={config.refine}, leaders={config.leaders}: at least "
@@ -62,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         )
     pools = []
     with tqdm(desc="frontiers", unit="task", leave=False) as bar:
-        for specs in search_specs(config):
+        for specs, frontier in zip(search_specs(config), FRONTIERS, strict=True):
 
             def measured(done: int, total: int, name: str) -> None:
                 bar.total, bar.n = total, done
@@ -70,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
             pools.append(
                 build_pool(
-                    plain(specs), config=FRONTIER, processes=args.processes, progress=measured
+                    plain(specs), config=frontier, processes=args.processes, progress=measured
                 )
             )
     first, last = pools

@@ -77,7 +77,7 @@ OPTIMIZERS: dict[str, SteeredOptimizer] = {
             rule=STEERABLE,
             start=_steerable_start(),
             noise={
-                "learning_rate": 1.3,
+                "learning_rate": 1.5,
                 "one_minus_beta1": 0.3,
                 "one_minus_beta2": 0.5,
                 "eps": 1.0,

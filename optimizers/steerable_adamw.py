@@ -90,11 +90,11 @@ class SteerableAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 6e-2,
+        lr: float | Tensor = 8e-2,
         betas: tuple[float, float] = (0.85, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 5e-2,
-        clip_ratio: float = 0.8,
+        clip_ratio: float = 0.7,
         *,
         rule: StepRule = STEERABLE,
     ) -> None:

@@ -77,7 +77,9 @@ class StepRule:
 #: torch.optim.AdamW to the letter, formula for moving betas included.
 ADAMW = StepRule(bias_correction="step")
 #: `SteerableAdamW` at its defaults.
-STEERABLE = StepRule(orthogonal=True, ns_steps=3, trust_power=0.5, average=0.1, clip=True)
+STEERABLE = StepRule(
+    orthogonal=True, ns_steps=3, trust_power=0.5, cautious=True, average=0.1, clip=True
+)
 
 
 @dataclass

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lhopt.benchmarks import parts
-from lhopt.benchmarks.parts import FACTORS, READ_ON, default, measure, text, variants
-from lhopt.benchmarks.search import Setting, speeds
+from lhopt.benchmarks.parts import FACTORS, READ_ON, measure, text, variants
+from lhopt.benchmarks.search import STEERABLE_NAME, Setting, default, speeds
 from lhopt.core.schedules import Schedule
 from lhopt.env.frontier import Frontier
 from lhopt.env.pool import Entry, TaskSpec
@@ -54,7 +54,7 @@ def test_each_variant_lacks_one_part_and_nothing_else() -> None:
 
 
 def test_the_default_is_what_its_owner_gets() -> None:
-    found = default()
+    found = default(STEERABLE_NAME)
     assert found.values["learning_rate"] > 0.0
     assert found.schedule is not None
 

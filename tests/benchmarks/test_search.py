@@ -14,6 +14,7 @@ from lhopt.benchmarks.search import (
     SearchConfig,
     Setting,
     chosen,
+    default,
     draw_rule,
     draw_setting,
     mutate,
@@ -61,7 +62,7 @@ def test_a_setting_scores_what_the_no_op_policy_does_with_it() -> None:
 def test_the_final_stage_chooses_and_a_search_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = SearchConfig(families=("friedman-mlp",), random=2, refine=1, leaders=4, seeds=(1, 2))
+    config = SearchConfig(families=("friedman-mlp",), random=2, refine=1, leaders=4)
     first, last = [entry("friedman-mlp", 40)], [entry("friedman-mlp/1", 40)]
     stages: list[tuple[str, int]] = []
     best = Search(config, tmp_path, first, last).run(lambda s, d, t, b: stages.append((s, d)))
@@ -69,8 +70,10 @@ def test_the_final_stage_chooses_and_a_search_goes_on_where_it_was(
     assert stages[-1][0] == "final"
     scores = [row["log2_speed"] for row in best["leaders"]]
     assert scores == sorted(scores, reverse=True)
-    assert len(scores) == 4
-    again = speeds(last[0], [chosen(best)], (750, 751))
+    assert len(scores) == 5  # the leaders and the default of today
+    settings = [Setting.from_json(row["setting"]) for row in best["leaders"]]
+    assert default(search.STEERABLE_NAME) in settings
+    again = speeds(last[0], [chosen(best)], (750,))
     assert scores[0] == pytest.approx(again.mean(), abs=1e-3)
 
     rows = (tmp_path / "rows.jsonl").read_text()
@@ -87,6 +90,29 @@ def test_the_final_stage_chooses_and_a_search_goes_on_where_it_was(
     assert json.loads((tmp_path / "best.json").read_text())["leaders"] == best["leaders"]
     with pytest.raises(ResumeError, match="another configuration"):
         Search(replace(config, seed=1), tmp_path, first, last)
+
+
+@pytest.mark.usefixtures("small")
+def test_no_rule_has_more_leaders_than_its_share(tmp_path: Path) -> None:
+    config = SearchConfig(families=("friedman-mlp",), random=3, refine=0, leaders=6, per_rule=2)
+    first, last = [entry("friedman-mlp", 30)], [entry("friedman-mlp/1", 30)]
+    best = Search(config, tmp_path, first, last).run()
+    rules = [Setting.from_json(row["setting"]).rule for row in best["leaders"]]
+    assert len(rules) == 7
+    drawn = [rule for rule in rules if rule != STEERABLE]
+    assert sorted(drawn.count(rule) for rule in set(drawn)) == [2, 2, 2]
+
+
+def test_around_the_default_a_grid_is_compared_and_nothing_is_drawn(tmp_path: Path) -> None:
+    config = SearchConfig(families=("friedman-mlp",), around=True)
+    stages: list[str] = []
+    tasks = [entry("friedman-mlp", 20)], [entry("friedman-mlp/1", 20)]
+    best = Search(config, tmp_path, *tasks).run(lambda s, d, t, b: stages.append(s))
+    assert set(stages) == {"final"}
+    settings = [Setting.from_json(row["setting"]) for row in best["leaders"]]
+    assert len(settings) == 48
+    assert default(search.STEERABLE_NAME) in settings
+    assert len({json.dumps(s.to_json()) for s in settings}) == 48
 
 
 def test_draws_stay_inside_what_the_rule_and_controls_allow() -> None:
