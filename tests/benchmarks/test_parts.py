@@ -63,8 +63,8 @@ def test_a_rate_is_chosen_on_other_seeds_than_it_is_read_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # on the seeds of the choice the third rate is best, on the others the fifth
-    table = np.zeros((len(FACTORS), 4))
-    table[2, :2], table[4, 2:], table[2, 2:] = 1.0, 5.0, 0.25
+    table = np.zeros((len(FACTORS), 3))
+    table[2, :1], table[4, 1:], table[2, 1:] = 1.0, 5.0, 0.25
     monkeypatch.setattr(parts, "_speeds", lambda setting, entry: table.tolist())
     found = measure([entry("friedman-mlp", 40)], {"nothing": WHOLE})
     assert found[0].factor == 1.0
