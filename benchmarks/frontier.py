@@ -51,8 +51,8 @@ class BenchFrontier:
         runs: `(horizons, seeds)` `outer_valid` losses; infinite where a run diverged.
         test_runs: The losses on `test` at the same steps.
         setting: The setting that was chosen on the tuning seeds.
-        trials: Every setting that was tried, in order: "setting" and "losses" (one per tuning
-            seed, at horizon 1; infinite where it diverged).
+        trials: Every setting that was tried, in order: "setting", "losses" (one per tuning
+            seed, at horizon 1; infinite where it diverged), and of a finalist "final_losses".
         edge: Whether the chosen setting lies on an edge of the last box that was searched.
         rounds: Boxes that were searched.
     """

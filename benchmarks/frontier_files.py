@@ -30,9 +30,12 @@ from .frontier import HORIZONS, PROTOCOL_HORIZONS, BenchFrontier, BenchTask, Str
 from .tuning import Protocol, Setting, Tuned, choose, tune, with_seeds
 
 #: Changes whenever what is measured does, so that older files are not read.
-PROTOCOL = 3
+PROTOCOL = 4
 #: Frontiers that ship with the package.
 SHIPPED = Path(__file__).parent / "frontiers"
+
+#: Of a trial: losses on the tuning seeds, and of a finalist those on the final seeds.
+_LOSSES = ("losses", "final_losses")
 
 Report = Callable[[str], None]
 
@@ -106,13 +109,13 @@ def measure(
         FrontierError: Every trial diverged.
     """
 
-    def attempt(settings: Sequence[Setting]) -> FloatArray:
-        runs = [Run(s, seed, steps) for s in settings for seed in protocol.tuning_seeds]
+    def attempt(settings: Sequence[Setting], seeds: Sequence[int]) -> FloatArray:
+        runs = [Run(s, seed, steps) for s in settings for seed in seeds]
         losses = train(task, runs, progress=progress)[:, 0]
-        return losses.reshape(len(settings), len(protocol.tuning_seeds))
+        return losses.reshape(len(settings), len(seeds))
 
     return frontiers_of(
-        task, steps, protocol, tune(attempt, protocol), choose(attempt, protocol.grid), progress
+        task, steps, protocol, tune(attempt, protocol), choose(attempt, protocol), progress
     )
 
 
@@ -136,8 +139,9 @@ def frontiers_of(
 
     def frontier(strength: Strength, tuned: Tuned, losses: FloatArray) -> BenchFrontier:
         trials = tuple(
-            {"setting": setting.to_json(), "losses": row}
-            for setting, row in zip(tuned.trials, tuned.losses.tolist(), strict=True)
+            {"setting": setting.to_json(), "losses": row.tolist()}
+            | ({} if np.isnan(final).any() else {"final_losses": final.tolist()})
+            for setting, row, final in zip(tuned.trials, tuned.losses, tuned.finals, strict=True)
         )
         return BenchFrontier(
             task=task.name,
@@ -160,7 +164,10 @@ def to_json(frontier: BenchFrontier) -> dict[str, Any]:
     """As a JSON object; null where a run diverged."""
     row = {**frontier.__dict__, "setting": dict(frontier.setting)}
     row["runs"], row["test_runs"] = _nulls(frontier.runs), _nulls(frontier.test_runs)
-    row["trials"] = [{**t, "losses": _nulls(np.asarray(t["losses"]))} for t in frontier.trials]
+    row["trials"] = [
+        {k: _nulls(np.asarray(v)) if k in _LOSSES else v for k, v in trial.items()}
+        for trial in frontier.trials
+    ]
     return row
 
 
@@ -180,7 +187,10 @@ def from_json(row: dict[str, Any]) -> BenchFrontier:
             runs=_numbers(row["runs"]),
             test_runs=_numbers(row["test_runs"]),
             setting=row["setting"],
-            trials=tuple({**t, "losses": _numbers(t["losses"]).tolist()} for t in row["trials"]),
+            trials=tuple(
+                {k: _numbers(v).tolist() if k in _LOSSES else v for k, v in trial.items()}
+                for trial in row["trials"]
+            ),
             edge=bool(row["edge"]),
             rounds=int(row["rounds"]),
         )

@@ -1,5 +1,8 @@
 """How the two baselines are tuned: what is tried, which setting wins, and when a box is too small.
 
+Two seeds tell trials apart badly, and the best of many noisy ones is lucky: the six best of either
+baseline are run on more seeds, and the choice is made on all of them.
+
 The stronger one, "k24": AdamW with 5% linear warm-up and cosine to 0; 24 Sobol trials over learning
 rate, weight decay and betas. A winner on an edge of the box widens it for 24 more trials; the best
 of all trials is kept, so a widened search can only strengthen the baseline. The other, "5x7": five
@@ -181,7 +184,9 @@ class Protocol:
     Attributes:
         horizons: Ascending, in units of a run's own length.
         seeds: Evaluation seeds, of the frontiers.
-        tuning_seeds: Seeds that settings are chosen on, by their mean loss at horizon 1.
+        tuning_seeds: Seeds that every setting is tried on, at horizon 1.
+        final_seeds: More seeds for the best of them; the choice is by the mean loss on all.
+        finalists: How many are run on those.
         n_trials: Trials per round of the stronger baseline.
         max_rounds: Rounds at most, the first included.
         box: What the first round draws from.
@@ -191,15 +196,18 @@ class Protocol:
     horizons: tuple[float, ...] = HORIZONS
     seeds: tuple[int, ...] = tuple(range(10))
     tuning_seeds: tuple[int, ...] = (100, 101)
+    final_seeds: tuple[int, ...] = (102, 103, 104, 105)
+    finalists: int = 6
     n_trials: int = N_TRIALS
     max_rounds: int = 3
     box: Box = Box()
     grid: tuple[Setting, ...] = FIVE_BY_SEVEN
 
     def __post_init__(self) -> None:
-        if set(self.seeds) & set(self.tuning_seeds):
+        choosing = (*self.tuning_seeds, *self.final_seeds)
+        if set(self.seeds) & set(choosing) or len(set(choosing)) < len(choosing):
             raise ConfigurationError(
-                f"Seeds {self.seeds} and tuning seeds {self.tuning_seeds} overlap; a setting must "
+                f"Seeds {self.seeds} and tuning seeds {choosing} overlap; a setting must "
                 "be chosen on other seeds than it is measured on."
             )
         if not self.tuning_seeds or self.n_trials < 1 or self.max_rounds < 1 or not self.grid:
@@ -214,6 +222,7 @@ class Tuned:
         setting: The best of all trials.
         trials: Every setting tried, in order.
         losses: `(trials, tuning seeds)`, infinite where a run diverged.
+        finals: `(trials, final seeds)`, nan for a trial that was no finalist.
         edge: Whether the setting lies on an edge of the last box, or of the grid's rates.
         rounds: Boxes searched.
     """
@@ -221,12 +230,13 @@ class Tuned:
     setting: Setting
     trials: tuple[Setting, ...]
     losses: FloatArray
+    finals: FloatArray
     edge: bool
     rounds: int
 
 
-#: Losses `(settings, tuning seeds)` of settings at horizon 1.
-Try = Callable[[Sequence[Setting]], FloatArray]
+#: Losses `(settings, seeds)` of settings at horizon 1.
+Try = Callable[[Sequence[Setting], Sequence[int]], FloatArray]
 
 
 def tune(attempt: Try, protocol: Protocol) -> Tuned:
@@ -239,36 +249,50 @@ def tune(attempt: Try, protocol: Protocol) -> Tuned:
     while True:
         drawn = box.draw(protocol.n_trials, SOBOL_SEED + rounds)
         trials += drawn
-        tables.append(attempt(drawn))
+        tables.append(attempt(drawn, protocol.tuning_seeds))
         rounds += 1
         losses = np.concatenate(tables)
-        best = _best(trials, losses)
+        best, finals = _best(attempt, trials, losses, protocol)
         wider = box.widened(best)
         if rounds == protocol.max_rounds or wider == box:
-            return Tuned(best, tuple(trials), losses, box.on_edge(best), rounds)
+            return Tuned(best, tuple(trials), losses, finals, box.on_edge(best), rounds)
         box = wider
 
 
-def choose(attempt: Try, grid: Sequence[Setting]) -> Tuned:
-    """The best setting of a fixed grid; "edge" then is its lowest or highest rate.
+def choose(attempt: Try, protocol: Protocol) -> Tuned:
+    """The best setting of the fixed grid; "edge" then is its lowest or highest rate.
 
     Raises:
         FrontierError: Every setting diverged.
     """
-    losses = attempt(grid)
-    best = _best(grid, losses)
+    grid = protocol.grid
+    losses = attempt(grid, protocol.tuning_seeds)
+    best, finals = _best(attempt, grid, losses, protocol)
     rates = [setting.learning_rate for setting in grid]
-    return Tuned(best, tuple(grid), losses, best.learning_rate in (min(rates), max(rates)), 1)
+    return Tuned(
+        best, tuple(grid), losses, finals, best.learning_rate in (min(rates), max(rates)), 1
+    )
 
 
-def _best(trials: Sequence[Setting], losses: FloatArray) -> Setting:
+def _best(
+    attempt: Try, trials: Sequence[Setting], losses: FloatArray, protocol: Protocol
+) -> tuple[Setting, FloatArray]:
+    """The best of the finalists on all seeds, and what they came to on the final ones."""
     means = losses.mean(axis=1)
     if not np.isfinite(means).any():
         raise FrontierError(
             f"All {len(trials)} trials of the baseline diverged; the task is broken, or its rates "
             "lie outside the range that is searched."
         )
-    return trials[int(np.argmin(means))]
+    order = np.argsort(means, kind="stable")[: protocol.finalists]
+    order = order[np.isfinite(means[order])]
+    finals = np.full((len(trials), len(protocol.final_seeds)), np.nan)
+    if protocol.final_seeds:
+        finals[order] = attempt([trials[i] for i in order], protocol.final_seeds)
+    every = np.concatenate([losses, finals], axis=1)[order].mean(axis=1)
+    # all of them may have diverged on some seed: then the first stage's best
+    chosen = int(np.argmin(every)) if np.isfinite(every).any() else 0
+    return trials[int(order[chosen])], finals
 
 
 def with_seeds(protocol: Protocol, n_seeds: int, horizons: tuple[float, ...]) -> Protocol:

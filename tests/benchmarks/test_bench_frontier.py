@@ -207,14 +207,15 @@ def surface(rate: float, n_trials: int = 24) -> list[list[Setting]]:
     """Rounds that `tune` asked for, on a bowl around these values."""
     asked: list[list[Setting]] = []
 
-    def attempt(settings: Sequence[Setting]) -> FloatArray:
-        asked.append(list(settings))
+    def attempt(settings: Sequence[Setting], seeds: Sequence[int]) -> FloatArray:
+        if len(seeds) == 2:  # the finalists come again on other seeds
+            asked.append(list(settings))
         bowl = [
             1.0 + np.log10(s.learning_rate / rate) ** 2 + 5.0 * (s.beta1 != 0.9)
             + 5.0 * (s.beta2 != 0.99) + 5.0 * abs(s.weight_decay - 0.01)
             for s in settings
         ]  # fmt: skip
-        return np.repeat(np.array(bowl)[:, None], 2, axis=1)
+        return np.repeat(np.array(bowl)[:, None], len(seeds), axis=1)
 
     tuned = tune(attempt, Protocol(n_trials=n_trials))
     assert tuned.trials == tuple(itertools.chain(*asked))
@@ -239,8 +240,8 @@ def test_a_winner_at_a_high_rate_widens_the_range_by_a_decade() -> None:
 
 
 def test_three_rounds_are_the_most_and_an_edge_is_said() -> None:
-    def attempt(settings: Sequence[Setting]) -> FloatArray:
-        return np.array([[1.0 / s.learning_rate] for s in settings])
+    def attempt(settings: Sequence[Setting], seeds: Sequence[int]) -> FloatArray:
+        return np.array([[1.0 / s.learning_rate] * len(seeds) for s in settings])
 
     tuned = tune(attempt, Protocol())
     assert tuned.rounds == 3
@@ -252,22 +253,39 @@ def test_three_rounds_are_the_most_and_an_edge_is_said() -> None:
 def test_a_later_round_never_replaces_a_better_trial() -> None:
     calls = itertools.count()
 
-    def attempt(settings: Sequence[Setting]) -> FloatArray:
+    def attempt(settings: Sequence[Setting], seeds: Sequence[int]) -> FloatArray:
         later = next(calls) > 0
         return np.array([[10.0 if later else 1.0 / s.learning_rate] for s in settings])
 
-    tuned = tune(attempt, Protocol())
+    tuned = tune(attempt, Protocol(tuning_seeds=(100,), final_seeds=()))
     assert tuned.setting in tuned.trials[:24]
 
 
 def test_a_diverged_trial_never_wins_and_all_diverged_is_an_error() -> None:
-    def one(settings: Sequence[Setting]) -> FloatArray:
+    def one(settings: Sequence[Setting], seeds: Sequence[int]) -> FloatArray:
         losses = np.array([[1.0, np.inf], [5.0, 5.0], [6.0, 6.0]])
         return losses[: len(settings)]
 
-    assert choose(one, FIVE_BY_SEVEN[:3]).setting == FIVE_BY_SEVEN[1]
+    few = Protocol(grid=FIVE_BY_SEVEN[:3], final_seeds=())
+    assert choose(one, few).setting == FIVE_BY_SEVEN[1]
     with pytest.raises(FrontierError, match="diverged"):
-        choose(lambda s: np.full((len(s), 2), np.inf), FIVE_BY_SEVEN)
+        choose(lambda s, seeds: np.full((len(s), len(seeds)), np.inf), few)
+
+
+def test_finalists_are_chosen_among_on_more_seeds() -> None:
+    """The luckiest of two seeds is passed over where four more say otherwise."""
+
+    def attempt(settings: Sequence[Setting], seeds: Sequence[int]) -> FloatArray:
+        numbers = [FIVE_BY_SEVEN.index(s) for s in settings]
+        lucky = seeds == (100, 101)
+        return np.array([[0.1 if lucky and n == 3 else 1.0 + n] * len(seeds) for n in numbers])
+
+    tuned = choose(attempt, Protocol(grid=FIVE_BY_SEVEN[:8], finalists=4))
+    assert int(np.argmin(tuned.losses.mean(axis=1))) == 3
+    assert tuned.setting == FIVE_BY_SEVEN[0]
+    run = np.flatnonzero(~np.isnan(tuned.finals).any(axis=1))
+    assert run.tolist() == [0, 1, 2, 3]
+    assert tuned.finals.shape == (8, 4)
 
 
 def test_five_rates_times_seven_schedules() -> None:
