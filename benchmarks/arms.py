@@ -54,12 +54,14 @@ class Arm:
         label: For people.
         optimizer: What trains.
         kind: How it is run.
+        at_default: Whether it starts at its optimizer's default rate, not decades off the best.
     """
 
     name: str
     label: str
     optimizer: str
     kind: Kind
+    at_default: bool = False
 
     @property
     def wants_policy(self) -> bool:
@@ -69,7 +71,7 @@ class Arm:
     @property
     def offsets(self) -> tuple[int | None, ...]:
         """Starts in decades from the best rate; None where there is nothing to start off."""
-        return OFFSETS if self.kind in STEERED else (None,)
+        return OFFSETS if self.kind in STEERED and not self.at_default else (None,)
 
     @property
     def has_twin(self) -> bool:
@@ -79,6 +81,13 @@ class Arm:
 
 ARMS: tuple[Arm, ...] = (
     Arm("steerable-policy", "SteerableAdamW + policy (Tuner)", STEERABLE, "tuner"),
+    Arm(
+        "steerable-policy-default-rate",
+        "the same, started at the default rate",
+        STEERABLE,
+        "tuner",
+        at_default=True,
+    ),
     Arm("steerable-policy-http", "the same over HTTP", STEERABLE, "http"),
     Arm("steerable-policy-killed", "the same, server killed half-way", STEERABLE, "killed"),
     Arm("steerable-noop", "SteerableAdamW + no-op policy", STEERABLE, "hold"),
@@ -120,8 +129,8 @@ _ALL = {arm.name: 3 if arm.kind in SERVED else 10 for arm in ARMS}
 # what stands in for the policy says nothing about CPU time, which is the point of these tiers
 _REAL = dict.fromkeys(
     (
-        "steerable-policy", "steerable-noop", "steerable-default", "adamw-transferred",
-        "adamw-1e-3", "schedule-free", "prodigy", "momo-adam", "muon", "adamw-tuned",
+        "steerable-policy", "steerable-policy-default-rate", "steerable-noop",
+        "steerable-default", "adamw-transferred", "adamw-1e-3", "schedule-free", "prodigy", "momo-adam", "muon", "adamw-tuned",
     ),
     3,
 )  # fmt: skip

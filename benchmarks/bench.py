@@ -22,7 +22,7 @@ from ..env.config import get_optimizer
 from ..env.pool import TaskSpec
 from ..policy import artifact, bundled
 from ..policy.artifact import Policy
-from . import loop_arms, real, report
+from . import loop_arms, real, replay, report
 from .arms import ADAMW, ARMS, IMITATION_FILE, STEERABLE, Arm, Tier, adamw_setting, get_tier
 from .frontier import BenchTask
 from .frontier import Tier as FrontierTier
@@ -31,7 +31,7 @@ from .jobs import ArmJob, Job, ReplayJob, ScanJob, loop_seconds, work
 from .records import Results, Row
 
 #: Changes whenever an arm does, so that old rows are not read.
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 def find_policies(paths: Sequence[Path] = ()) -> dict[str, Policy]:
@@ -189,6 +189,7 @@ class Bench:
             "data": self._digests[task.spec.task],
             "selection": task.selection,
             "loops": self.tier.loops,
+            "torch": torch.__version__,
         }
         if policy is not None:
             described |= {"policy": policy.digest, "optimizer": _described(arm.optimizer)}
@@ -197,9 +198,12 @@ class Bench:
         if arm.kind == "random":  # one generator draws for the whole batch
             described["batch"] = self._seeds(arm)
         if arm.kind == "replay":
-            described["start"] = dict(get_optimizer(arm.optimizer).start)
-        if arm.kind == "library" and arm.name in loop_arms.PACKAGES:
-            described["version"] = version(loop_arms.PACKAGES[arm.name])
+            assert policy is not None
+            described["path"] = self._replay_name(policy)
+        if arm.kind == "library":
+            described["recipe"] = loop_arms.RECIPES[arm.name]
+            if arm.name in loop_arms.PACKAGES:
+                described["version"] = version(loop_arms.PACKAGES[arm.name])
         if arm.kind == "tuned":
             described |= {"setting": dict(task.k24.setting), "runs": task.k24.runs.tolist()}
         return _hash(described)
@@ -253,7 +257,7 @@ class Bench:
         self, arm: Arm, task: BenchTask, step_seconds: float
     ) -> Iterator[ScanJob | ReplayJob]:
         policy = self._policy(arm)
-        if policy is None or arm.kind == "default":
+        if policy is None or arm.offsets == (None,):
             return
         yield ScanJob(
             self._scan_name(arm, task), arm.optimizer, policy.schedule, task.spec, step_seconds
@@ -277,7 +281,11 @@ class Bench:
 
     def _replay_name(self, policy: Policy) -> str:
         start = dict(get_optimizer(policy.optimizer).start)
-        described = {"start": start, "optimizer": _described(policy.optimizer)}
+        described = {
+            "start": start,
+            "optimizer": _described(policy.optimizer),
+            "recorded": [*replay.recorded(), replay.STEPS, *replay.SEEDS],
+        }
         return f"replay {PROTOCOL} {policy.digest} {_hash(described)}"
 
     def _jobs(

@@ -206,7 +206,7 @@ class ArmJob:
         """Starting rate; None where there is none to speak of."""
         if self.best is not None:
             return self.best * 10.0 ** (offset or 0)
-        if self.arm.kind == "default":
+        if self.arm.kind == "default" or self.arm.at_default:
             return real.default_values(self.arm.optimizer)["learning_rate"]
         return adamw_setting(self.arm)["learning_rate"] if self.arm.kind == "cosine" else None
 

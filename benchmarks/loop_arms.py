@@ -31,6 +31,15 @@ from .real import DECISIONS, Recipe, Weights, recipe
 #: https://github.com/KellerJordan/Muon
 MUON_RATE, MUON_MOMENTUM, MUON_REST = 0.02, 0.95, 3e-4
 MUON_BETAS, MUON_DECAY = (0.9, 0.95), 0.01
+#: Schedule-Free's, Prodigy's and MomoAdam's rates, as their READMEs have them.
+SCHEDULE_FREE_RATE, PRODIGY_RATE, MOMO_RATE = 2.5e-3, 1.0, 1e-2
+#: All that the numbers of these arms depend on besides the library's version.
+RECIPES: Mapping[str, tuple[Any, ...]] = {
+    "schedule-free": (SCHEDULE_FREE_RATE, WARMUP),
+    "prodigy": (PRODIGY_RATE, "cosine"),
+    "momo-adam": (MOMO_RATE,),
+    "muon": (MUON_RATE, MUON_MOMENTUM, MUON_REST, *MUON_BETAS, MUON_DECAY, "linear"),
+}
 
 
 def warm_cosine(steps: int) -> FloatArray:
@@ -79,7 +88,9 @@ def _schedule_free() -> Recipe:
         from ..optimizers.libraries import ScheduleFreeAdamW
 
         warmup = math.ceil(WARMUP * steps)
-        optimizer: Optimizer = ScheduleFreeAdamW(weights.values(), lr=2.5e-3, warmup_steps=warmup)
+        optimizer: Optimizer = ScheduleFreeAdamW(
+            weights.values(), lr=SCHEDULE_FREE_RATE, warmup_steps=warmup
+        )
         return optimizer
 
     return Recipe(make=make, deployed=get_entry("schedule-free").deployed)
@@ -89,7 +100,7 @@ def _prodigy() -> Recipe:
     def make(task: InnerTask, weights: Weights, steps: int) -> Optimizer:
         from ..optimizers.libraries import Prodigy
 
-        optimizer: Optimizer = Prodigy(weights.values(), lr=1.0)
+        optimizer: Optimizer = Prodigy(weights.values(), lr=PRODIGY_RATE)
         return optimizer
 
     return Recipe(make=make, factors=plain_cosine)
@@ -101,7 +112,7 @@ def _momo_adam() -> Recipe:
             from momo import MomoAdam
         except ModuleNotFoundError as error:
             raise MissingExtraError(error.name or "momo", "optimizers") from error
-        optimizer: Optimizer = MomoAdam(list(weights.values()), lr=1e-2)
+        optimizer: Optimizer = MomoAdam(list(weights.values()), lr=MOMO_RATE)
         return optimizer
 
     return Recipe(make=make, takes_loss=True)

@@ -11,7 +11,7 @@ from ..core.types import FloatArray
 from ..env.config import EnvConfig
 from ..env.episode import Draw, Episode
 from ..inner_tasks.base import InnerTask
-from ..inner_tasks.registry import families
+from ..inner_tasks.registry import families, get_family
 from ..policy.artifact import Policy
 from ..policy.evaluate import closed_loop
 from ..policy.train import TRAIN_FAMILIES
@@ -21,24 +21,25 @@ from .real import DECISIONS
 STEPS, SEEDS = 200, (0, 1, 2, 3)
 
 
+def recorded() -> list[str]:
+    """Families whose default tasks are recorded."""
+    there = {family.name: family for family in families(available_only=True)}
+    return [name for name in TRAIN_FAMILIES if name in there and not there[name].data_files]
+
+
 def median_path(
     policy: Policy, tasks: Sequence[InnerTask] | None = None, steps: int | None = None
 ) -> tuple[FloatArray, FloatArray]:
     """A policy's own schedule, without its eyes: the median of its summed deltas by progress.
 
-    Recorded where it was trained (the default tasks of the training families that need no
-    download), from the middle of its starting rates.
+    Recorded on what policies of today train on (the default tasks of the training families that
+    need no download), from the middle of its starting rates.
 
     Returns:
         Progress `(n,)` and summed deltas `(n, all controls)`, as `open_loop` takes them.
     """
     if tasks is None:
-        there = {family.name: family for family in families(available_only=True)}
-        tasks = [
-            there[name].default()
-            for name in TRAIN_FAMILIES
-            if name in there and not there[name].data_files
-        ]
+        tasks = [get_family(name).default() for name in recorded()]
     config = EnvConfig(optimizer=policy.optimizer, schedule=policy.schedule, noise_scale=0.0)
     start = np.full((len(SEEDS), N_CONTROLS), np.nan)
     for name, value in config.steered.start.items():

@@ -12,6 +12,7 @@ frontier sharp enough to tell settings apart.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -278,7 +279,7 @@ class Search:
         self.tasks = {"random": tuple(first), "refine": tuple(first), "final": tuple(last)}
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "rows.jsonl"
-        self._known: dict[tuple[str, int, str], list[list[float]]] = {}
+        self._known: dict[tuple[str, int, str, str], list[list[float]]] = {}
         started = folder / "config.json"
         mine = json.loads(json.dumps(asdict(config)))
         if started.exists() and json.loads(started.read_text()) != mine:
@@ -291,7 +292,8 @@ class Search:
         for line in lines:
             try:
                 row = json.loads(line)
-                self._known[row["stage"], row["batch"], row["task"]] = row["speeds"]
+                key = (row["stage"], row["batch"], row["task"], row["settings_mark"])
+                self._known[key] = row["speeds"]
             except (ValueError, KeyError, TypeError):
                 continue  # a line that was cut when a search was stopped: made again
         if lines:  # whatever the last line was, the next one begins its own
@@ -378,27 +380,45 @@ class Search:
         """Mean log2 speed `(settings, families)`; finished tasks are read back."""
         seeds = tuple(range(700, 700 + self.config.seeds[stage == "final"]))
         seeds = tuple(s + 50 for s in seeds) if stage == "final" else seeds
-        todo = [e for e in self.tasks[stage] if (stage, i, _name(e.spec)) not in self._known]
+        # what was measured for other settings, or against another frontier, is made anew
+        mark = _mark(batch, seeds)
+        todo = [e for e in self.tasks[stage] if (stage, i, _name(e), mark) not in self._known]
         # the longest first: nobody waits for one late long task
         todo.sort(key=lambda e: -e.spec.steps)
         with self._path.open("a") as file:
             jobs = [(entry, batch, seeds) for entry in todo]
             for entry, found in zip(todo, pool(_job, jobs), strict=True):
-                key = (stage, i, _name(entry.spec))
+                key = (stage, i, _name(entry), mark)
                 self._known[key] = found
-                row = {"stage": stage, "batch": i, "task": key[2], "speeds": found}
+                row = {
+                    "stage": stage,
+                    "batch": i,
+                    "task": key[2],
+                    "settings_mark": mark,
+                    "speeds": found,
+                }
                 if entry is todo[0]:
                     row["settings"] = [s.to_json() for s in batch]
                 file.write(json.dumps(row) + "\n")
         by_family: dict[str, list[FloatArray]] = {f: [] for f in self._families(stage)}
         for entry in self.tasks[stage]:
-            table = np.array(self._known[stage, i, _name(entry.spec)])
+            table = np.array(self._known[stage, i, _name(entry), mark])
             by_family[entry.spec.family].append(table.mean(axis=1))
         return np.stack([np.mean(v, axis=0) for v in by_family.values()], axis=1)
 
 
-def _name(spec: TaskSpec) -> str:
-    return f"{spec.task} {spec.steps}"
+def _name(entry: Entry) -> str:
+    """A task with its length and yardstick."""
+    return f"{entry.spec.task} {entry.spec.steps} {_digest(entry.frontier.to_json())}"
+
+
+def _mark(batch: Sequence[Setting], seeds: Sequence[int]) -> str:
+    return _digest([[setting.to_json() for setting in batch], list(seeds)])
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _job(job: tuple[Entry, list[Setting], tuple[int, ...]]) -> list[list[float]]:

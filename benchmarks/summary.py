@@ -30,6 +30,7 @@ HARM = 0.7
 POLICY = "steerable-policy"
 COMPARED: tuple[str, ...] = (
     POLICY,
+    "steerable-policy-default-rate",
     "steerable-policy-http",
     "steerable-policy-killed",
     "adamw-policy",

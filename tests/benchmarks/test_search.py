@@ -115,6 +115,29 @@ def test_around_the_default_a_grid_is_compared_and_nothing_is_drawn(tmp_path: Pa
     assert len({json.dumps(s.to_json()) for s in settings}) == 48
 
 
+def test_what_was_measured_for_another_default_is_not_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SearchConfig(families=("friedman-mlp",), around=True)
+    tasks = [entry("friedman-mlp", 20)], [entry("friedman-mlp/1", 20)]
+    asked: list[float] = []
+
+    def job(work: tuple[Entry, list[Setting], tuple[int, ...]]) -> list[list[float]]:
+        asked.extend(setting.values["learning_rate"] for setting in work[1])
+        return [[0.0] for _ in work[1]]
+
+    monkeypatch.setattr(search, "_job", job)
+    Search(config, tmp_path, *tasks).run()
+    Search(config, tmp_path, *tasks).run()
+    assert len(asked) == 48
+    today = default(search.STEERABLE_NAME)
+    other = replace(today, values={**today.values, "learning_rate": 0.8})
+    monkeypatch.setattr(search, "default", lambda optimizer: other)
+    Search(config, tmp_path, *tasks).run()
+    assert len(asked) == 96
+    assert 0.8 in asked[48:]
+
+
 def test_draws_stay_inside_what_the_rule_and_controls_allow() -> None:
     rng = np.random.default_rng(0)
     seen = set()
