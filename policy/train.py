@@ -68,7 +68,7 @@ class TrainConfig(PPOConfig):
     optimizer: str = "torch.optim.AdamW"
     families: tuple[str, ...] = TRAIN_FAMILIES
     valid_families: tuple[str, ...] = VALID_FAMILIES
-    tasks_per_family: int = 5
+    tasks_per_family: int = 8
     steps: tuple[int, int] = (150, 2000)
     steps_power: float = 1.0
     cost_power: float = 1.0

@@ -35,7 +35,7 @@ from lhopt.policy import bundled, train
 from lhopt.policy.train import TRAIN_FAMILIES, VALID_FAMILIES, TrainConfig
 
 #: Bundled policies of before the rule: they trained on digits. Empty once they are replaced.
-BEFORE_THE_RULE = ("adamw", "steerable")
+BEFORE_THE_RULE = ("adamw",)
 
 
 def test_the_small_tier_is_the_protocols_eight_tasks_and_needs_no_download() -> None:
