@@ -130,7 +130,8 @@ _ALL = {arm.name: 3 if arm.kind in SERVED else 10 for arm in ARMS}
 _REAL = dict.fromkeys(
     (
         "steerable-policy", "steerable-policy-default-rate", "steerable-noop",
-        "steerable-default", "adamw-transferred", "adamw-1e-3", "schedule-free", "prodigy", "momo-adam", "muon", "adamw-tuned",
+        "steerable-default", "adamw-transferred", "adamw-1e-3", "schedule-free", "prodigy",
+        "momo-adam", "muon", "adamw-tuned",
     ),
     3,
 )  # fmt: skip

@@ -68,6 +68,10 @@ def _tier(section: Section) -> dict[str, Any]:
                         "tuning_seeds": max(
                             (len(trial["losses"]) for trial in frontier.trials), default=0
                         ),
+                        "final_seeds": max(
+                            (len(trial.get("final_losses", ())) for trial in frontier.trials),
+                            default=0,
+                        ),
                         "rounds": frontier.rounds,
                         "edge": frontier.edge,
                         "setting": dict(frontier.setting),
@@ -140,6 +144,7 @@ def _trials(tasks: Sequence[Mapping[str, Any]], strength: str) -> str:
     found = [(task["task"], task["baselines"][strength]) for task in tasks]
     counts = sorted({baseline["trials"] for _, baseline in found})
     seeds = sorted({baseline["tuning_seeds"] for _, baseline in found})
+    more_seeds = sorted({baseline["final_seeds"] for _, baseline in found})
     runs = sorted({len(baseline["seeds"]) for _, baseline in found})
     more = [
         f"{task} {baseline['trials']} in {baseline['rounds']} rounds"
@@ -148,8 +153,9 @@ def _trials(tasks: Sequence[Mapping[str, Any]], strength: str) -> str:
     ]
     edges = [task for task, baseline in found if baseline["edge"]]
     return (
-        f"{_span(counts)} trials a task on {_span(seeds)} tuning seeds; frontier on {_span(runs)} "
-        "other seeds; "
+        f"{_span(counts)} trials a task on {_span(seeds)} tuning seeds"
+        + (f", the best six on {_span(more_seeds)} more" if more_seeds != [0] else "")
+        + f"; frontier on {_span(runs)} other seeds; "
         + (f"widened: {', '.join(more)}; " if more else "")
         + (f"STILL ON AN EDGE: {', '.join(edges)}." if edges else "every optimum inside its box.")
     )

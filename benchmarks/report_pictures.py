@@ -52,8 +52,8 @@ def draw_speeds(section: Section, path: Path) -> None:
     axes.set_yticks(range(len(lines)), [line.arm for line in reversed(lines)])
     axes.set_ylim(-0.7, len(lines) - 0.3)
     axes.set_xlabel(
-        f"speed h*: budget at which AdamW tuned with K = 24 trials gets as far (ours = 1); clipped "
-        f"to {low:g} - {high:g}"
+        "speed h*: budget at which AdamW tuned with 24 or more trials gets as far (ours = 1); "
+        f"clipped to {low:g} - {high:g}"
     )
     axes.set_title(
         f"Held-out tasks, tier {section.tier}: geometric mean, 95% interval, one dot per task",
