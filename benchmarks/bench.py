@@ -23,7 +23,17 @@ from ..env.pool import TaskSpec
 from ..policy import artifact, bundled
 from ..policy.artifact import Policy
 from . import loop_arms, real, replay, report
-from .arms import ADAMW, ARMS, IMITATION_FILE, STEERABLE, Arm, Tier, adamw_setting, get_tier
+from .arms import (
+    ADAMW,
+    ARMS,
+    IMITATION_FILE,
+    SERVED,
+    STEERABLE,
+    Arm,
+    Tier,
+    adamw_setting,
+    get_tier,
+)
 from .frontier import BenchTask
 from .frontier import Tier as FrontierTier
 from .frontier_files import bench_task, data_digest, tasks_of
@@ -155,6 +165,26 @@ class Bench:
             for offset in arm.offsets
         ]
         return {name: value for name in names if (value := self.results.get(name)) is not None}
+
+    @property
+    def served(self) -> dict[str, tuple[int, int]]:
+        """Decisions of each arm that asks a server, and those of them that it had to hold."""
+        found: dict[str, tuple[int, int]] = {}
+        for arm in self.arms:
+            if arm.kind not in SERVED:
+                continue
+            names = [
+                f"service {arm.name} {task.spec.task} {seed} {offset}"
+                for task in self.tasks
+                for seed in self._seeds(arm)
+                for offset in arm.offsets
+            ]
+            values = [value for name in names if (value := self.results.get(name)) is not None]
+            found[arm.name] = (
+                sum(value["decisions"] for value in values),
+                sum(value["held"] for value in values),
+            )
+        return found
 
     @property
     def total(self) -> int:
@@ -445,6 +475,8 @@ def run_bench(
     made = report.build(bench.rows, ready, paths=bench.paths, policies=policies, **given)
     print(f"\n{made.text()}")
     made.write(output)
+    for name, (decisions, held) in bench.served.items():
+        print(f"{name}: {decisions:,} decisions asked of a server, {held:,} of them held")
     minutes = (time.monotonic() - began) / 60
     print(f"{len(bench.rows)} runs, {minutes:.1f} minutes; rows and pictures in {output}/")
     return made

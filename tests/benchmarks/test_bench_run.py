@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from lhopt.inner_tasks.registry import get_task
 from lhopt.policy import bundled
 from lhopt.policy.artifact import Policy, save
 
-SPEC = TaskSpec("digits-mlp", 32)
+SPEC = TaskSpec("digits-autoencoder", 32)
 ADAMW, STEERABLE = "torch.optim.AdamW", "lhopt.SteerableAdamW"
 MakePolicy = Callable[..., Policy]
 
@@ -79,6 +80,7 @@ def test_every_arm_runs_and_a_finished_bench_trains_nothing_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served = [arm for arm in ARMS if arm.kind in ("http", "killed")]
+    monkeypatch.setattr("lhopt.benchmarks.bench.IMITATION_FILE", tmp_path / "imitation.json")
     monkeypatch.setitem(TIERS, "small", replace(get_tier("small"), quick=1))
 
     def once() -> str:
@@ -117,11 +119,11 @@ def test_every_arm_runs_and_a_finished_bench_trains_nothing_again(
             assert row.rate == pytest.approx(best[arm.optimizer] * 10.0 ** (row.offset or 0))
     paths = {r["id"]: r["value"] for r in raw(tmp_path) if r["id"].startswith("path ")}
     assert set(paths) == {
-        f"path {arm} digits-mlp 0 {offset}"
-        for arm in ("steerable-policy", "adamw-policy")
-        for offset in OFFSETS
+        f"path {arm} digits-autoencoder 0 {offset}"
+        for arm in ("steerable-policy", "adamw-policy", "steerable-policy-default-rate")
+        for offset in get_arm(arm).offsets
     }
-    path = paths["path steerable-policy digits-mlp 0 1"]
+    path = paths["path steerable-policy digits-autoencoder 0 1"]
     assert path["progress"][0] == 0.0
     # the first interval is the schedule's alone: a tenth of the starting rate, decay aside
     assert path["relative"]["learning_rate"][0] == pytest.approx(0.1, rel=0.1)
@@ -140,12 +142,19 @@ def test_every_arm_runs_and_a_finished_bench_trains_nothing_again(
 
 
 def test_the_policy_decides_the_same_over_http_and_a_killed_server_stops_no_run(
-    tmp_path: Path, policies: dict[str, Policy], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    policies: dict[str, Policy],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(TIERS, "small", replace(get_tier("small"), quick=1))
     arms = [get_arm(f"steerable-policy{end}") for end in ("", "-http", "-killed")]
     run_bench(
         "small", policies, tmp_path, tasks=[TASK], quick=True, processes=1, arms=arms, resamples=50
+    )
+    assert re.search(
+        r"steerable-policy-http: \d+ decisions asked of a server, 0 of them held",
+        capsys.readouterr().out,
     )
     found = {(row.arm, row.offset): row for row in rows(tmp_path)}
     told = {r["id"]: r["value"] for r in raw(tmp_path) if r["id"].startswith("service ")}
@@ -155,13 +164,13 @@ def test_the_policy_decides_the_same_over_http_and_a_killed_server_stops_no_run(
         killed = found["steerable-policy-killed", offset]
         assert there.curve == here.curve
         assert there.test_loss == here.test_loss
-        service = told[f"service steerable-policy-http digits-mlp 0 {offset}"]
+        service = told[f"service steerable-policy-http digits-autoencoder 0 {offset}"]
         assert service["held"] == 0
         assert service["decisions"] > 10
         assert killed.curve[: CURVE // 2] == here.curve[: CURVE // 2]
         assert killed.loss is not None
         assert killed.curve[-1] != here.curve[-1]
-        lost = told[f"service steerable-policy-killed digits-mlp 0 {offset}"]
+        lost = told[f"service steerable-policy-killed digits-autoencoder 0 {offset}"]
         assert 0 < lost["held"] < lost["decisions"]
         if Path("/proc").exists():
             assert there.cpu_ms is not None
