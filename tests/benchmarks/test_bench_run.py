@@ -257,12 +257,15 @@ def test_a_diverged_run_is_a_row_without_a_loss(policies: dict[str, Policy]) -> 
 
 
 INTERRUPTED = """
+import signal
 import sys
 from pathlib import Path
 from lhopt.benchmarks.arms import ARMS
 from lhopt.benchmarks.bench import find_policies, run_bench
 from tests.benchmarks.test_bench_run import TASK
 if __name__ == "__main__":
+    # a shell without job control starts what runs in the background with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     arms = [arm for arm in ARMS if arm.kind in ("tuner", "hold")]
     run_bench("small", find_policies(), Path(sys.argv[1]), tasks=[TASK], processes=2, arms=arms)
 """

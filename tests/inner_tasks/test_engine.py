@@ -82,8 +82,10 @@ def test_losses_agree_with_torch_adamw_run_by_run() -> None:
 
 
 def test_losses_agree_with_the_steerable_face() -> None:
-    settings = Settings(learning_rate=0.01, one_minus_beta1=0.25, one_minus_beta2=0.01)
-    face: dict[str, Any] = {"lr": 0.01, "betas": (0.75, 0.99), "weight_decay": 0.01}
+    settings = Settings(0.01, one_minus_beta1=0.25, one_minus_beta2=0.01, clip_ratio=0.6)
+    face: dict[str, Any] = {
+        "lr": 0.01, "betas": (0.75, 0.99), "weight_decay": 0.01, "clip_ratio": 0.6,
+    }  # fmt: skip
     ours = BatchedRuns(digits(), SEEDS[:2], settings, rule=STEERABLE).advance(60).losses
     for i in range(2):
         theirs = alone(digits(), SEEDS[i], lambda p: SteerableAdamW(p, **face), 60)
@@ -203,7 +205,9 @@ def test_moments_are_those_of_one_run_by_hand() -> None:
 def test_the_steerable_face_measures_as_the_engine_does() -> None:
     """What the Tuner reads of a job and what the environment reads of a run are the same."""
     task, rate = digits(), 0.02
-    settings = Settings(rate, one_minus_beta1=0.25, one_minus_beta2=0.01, weight_decay=0.1)
+    settings = Settings(
+        rate, one_minus_beta1=0.25, one_minus_beta2=0.01, weight_decay=0.1, clip_ratio=0.6
+    )
     runs = BatchedRuns(task, [SEEDS[0]], settings, rule=STEERABLE)
     runs.advance(12)
     seen = runs.advance(1, [0])
@@ -224,7 +228,10 @@ def test_the_steerable_face_measures_as_the_engine_does() -> None:
                 parts = (p.grad, momentum, update, old, adam_like)
                 rows.append(torch.stack(tensor_moments(*(x.reshape(-1) for x in parts))))
 
-    alone(task, SEEDS[0], lambda p: Measured(p, rate, (0.75, 0.99), weight_decay=0.1), 13)
+    def make(p: Any) -> Measured:
+        return Measured(p, rate, (0.75, 0.99), weight_decay=0.1, clip_ratio=0.6)
+
+    alone(task, SEEDS[0], make, 13)
     np.testing.assert_allclose(torch.stack(rows), seen.moments[0, 0, :, 1:], rtol=2e-3, atol=1e-5)
     assert clips[-1] == seen.clipped[0, 0]
 
