@@ -51,7 +51,7 @@ def _ahead(rival: str) -> Bar:
 
 
 BARS: tuple[Bar, ...] = (
-    Bar("h* against K = 24", "steps", least=1.5, low=1.2, stretch=2.0),
+    Bar("h* against tuned AdamW", "steps", least=1.5, low=1.2, stretch=2.0),
     Bar("h* against 5 rates x 7 schedules", "5x7", least=1.8, stretch=2.5),
     Bar("h* in CPU time", "cpu", tiers=("real",), least=1.2, stretch=1.8),
     Bar("harm rate", "harm", least=0.05, stretch=0.0),
@@ -66,7 +66,7 @@ BARS: tuple[Bar, ...] = (
     _ahead("prodigy"),
     _ahead("momo-adam"),
     _ahead("muon"),
-    Bar("default alone: h* against K = 24", "steps", arm=DEFAULT, least=1.4),
+    Bar("default alone: h* against tuned AdamW", "steps", arm=DEFAULT, least=1.4),
     Bar("default alone: h* in CPU time", "cpu", arm=DEFAULT, tiers=("real",), least=1.2),
 )  # fmt: skip
 
@@ -178,7 +178,7 @@ def permitted(line: Line, *, whole: bool = True) -> str:
     if not whole:
         return f"no claim from a part of a tier, or a small one; {found.value:.2f} ({figures})"
     if found.low > 1.0 and line.harm < HARM_FOR_FASTER:
-        return f"faster than tuned AdamW (K=24) ({figures})"
+        return f"faster than tuned AdamW ({figures})"
     if found.low >= 0.9:
-        return f"matches tuned AdamW (K=24) ({figures})"
+        return f"matches tuned AdamW ({figures})"
     return f"no claim; {found.value:.2f} ({figures})"

@@ -130,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
             tasks = bench.choose(args.tier, args.tasks)
             optimizer_table.run_bench(tasks, args.output, seeds=seeds)
             return 0
+        if args.policy:
+            _check_used(args)
         bench.run_bench(
             args.tier,
             bench.find_policies(args.policy),
@@ -141,6 +143,26 @@ def run(args: argparse.Namespace) -> int:
     finally:
         torch.set_num_threads(threads)
     return 0
+
+
+def _check_used(args: argparse.Namespace) -> None:
+    """Refuse a policy that no arm of the tier runs: a reader would take another's figures for it.
+
+    Raises:
+        ConfigurationError: There is such a policy.
+    """
+    from ..benchmarks.arms import get_arm, get_tier
+    from ..policy import artifact
+
+    arms = [get_arm(name) for name in get_tier(args.tier).seeds]
+    steered = {arm.optimizer for arm in arms if arm.wants_policy}
+    for path in args.policy:
+        optimizer = artifact.load(path).optimizer
+        if optimizer not in steered:
+            raise ConfigurationError(
+                f"{path} steers {optimizer}, and tier {args.tier!r} has no arm that runs it, only "
+                f"arms of {', '.join(sorted(steered))}; take --tier small."
+            )
 
 
 def _held_out(*, fresh: bool) -> int:

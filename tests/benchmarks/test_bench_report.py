@@ -186,7 +186,7 @@ def judged(rows: list[Row]) -> dict[str, str]:
 
 def test_a_bar_is_reached_or_missed_by_so_much() -> None:
     texts = judged([row(P, task, 1.35, seed=s) for task in "ab" for s in range(3)])
-    headline = texts["h* against K = 24"]
+    headline = texts["h* against tuned AdamW"]
     assert headline.startswith("MISSED")
     assert "missed by 10.0%" in headline
     assert "begins" not in headline  # nothing varies: the interval is 1.35 - 1.35
@@ -195,9 +195,9 @@ def test_a_bar_is_reached_or_missed_by_so_much() -> None:
     assert texts["ahead of muon, paired"].startswith("open")
     assert "h* in CPU time" not in texts
     texts = judged([row(P, task, s) for task, s in (("a", 2.0), ("b", 1.15))])
-    assert "the interval begins 0.05 too low" in texts["h* against K = 24"]
+    assert "the interval begins 0.05 too low" in texts["h* against tuned AdamW"]
     texts = judged([row(P, task, 3.5) for task in "ab"])
-    assert texts["h* against K = 24"].startswith("STRETCH")  # clipped it is 2, which is asked
+    assert texts["h* against tuned AdamW"].startswith("STRETCH")  # clipped it is 2, which is asked
     # 2.5 is beyond the clip, and what lies there flatters
     assert texts["h* against 5 rates x 7 schedules"].startswith("reached")
 
@@ -217,7 +217,7 @@ def test_ahead_is_more_than_equal_and_an_interval_around_1_is_told() -> None:
 
 def test_the_words_need_the_interval_and_for_faster_little_harm() -> None:
     found = line([row(P, task, 1.2, seed=s) for task in "ab" for s in range(3)])
-    assert permitted(found).startswith("faster than tuned AdamW (K=24)")
+    assert permitted(found).startswith("faster than tuned AdamW")
     assert permitted(replace(found, harm=0.1)).startswith("matches")
     matching = replace(found.headline, low=0.9, high=1.1)
     assert permitted(replace(found, speeds={"steps": matching})).startswith("matches")

@@ -396,6 +396,9 @@ def test_the_command_refuses_what_it_does_not_know() -> None:
         command.run(args)
     with pytest.raises(ConfigurationError, match="tier is 'huge'"):
         command.run(parser.parse_args(["bench", "--tier", "huge"]))
+    adamw = str(bundled.FOLDER / "adamw.json")
+    with pytest.raises(ConfigurationError, match="no arm that runs it"):
+        command.run(parser.parse_args(["bench", "--tier", "smoke", "--policy", adamw]))
     with pytest.raises(ConfigurationError, match="--fresh"):
         command.run(parser.parse_args(["bench", "--fresh"]))
     with pytest.raises(ConfigurationError, match="processes is 0"):
