@@ -451,7 +451,7 @@ def run_bench(
 def footnote(rows: Sequence[Row], n_tasks: int, n_seeds: int) -> str:
     """What the figures mean, and what is not measured."""
     out = [
-        "h*: budget, in units of ours, at which the tuned AdamW with a cosine (K = 24 trials) "
+        "h*: budget, in units of ours, at which the tuned AdamW with a cosine (24 to 72 trials) "
         "reaches our final loss, read within 0.25 to 4;",
         f"geometric mean over {n_tasks} held-out tasks, {n_seeds} run{'s' * (n_seeds > 1)} each. "
         "Nothing is tuned: alone is the optimizer's own default at a constant rate,",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,8 +40,6 @@ CHOOSE_ON, READ_ON = (810,), (860, 861)
 PER_FAMILY, LONGEST = 2, 600
 #: Runs of the bucket in which a step is timed.
 TIMED_RUNS = 32
-#: Parts that the default has where they differ from this: no part at all.
-BARE = StepRule()
 
 
 def variants(whole: Setting) -> dict[str, Setting]:
@@ -61,8 +60,8 @@ def variants(whole: Setting) -> dict[str, Setting]:
         without["clip"] = replace(rule, clip=False)
     if rule.cautious:
         without["cautious updates"] = replace(rule, cautious=False)
-    if rule.vector_scale != BARE.vector_scale:
-        without["smaller steps of vectors"] = replace(rule, vector_scale=BARE.vector_scale)
+    if rule.vector_scale != 1.0:
+        without["smaller steps of vectors"] = replace(rule, vector_scale=1.0)
     found |= {name: replace(whole, rule=changed) for name, changed in without.items()}
     if rule.relative_eps:
         absolute = replace(rule, relative_eps=False)
@@ -179,8 +178,8 @@ def text(parts: Sequence[Part], families: Sequence[str]) -> str:
         )
     lines += [
         "",
-        "h*: geometric mean over families against AdamW cosine with its rate tuned (13 rates, "
-        "two seeds), each",
+        "h*: geometric mean over families against AdamW cosine with its rate tuned "
+        f"({len(POOL_FRONTIER.rates)} rates, {len(POOL_FRONTIER.seeds)} seeds), each",
         "variant at its best of five rates; rate: that rate in units of its own; cost: CPU time of "
         "a step in a bucket.",
     ]
@@ -247,5 +246,5 @@ def _named(names: Iterable[str], values: FloatArray) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in zip(names, values, strict=True)}
 
 
-def _advance(bar: object) -> None:
-    bar.update(1)  # type: ignore[attr-defined]
+def _advance(bar: Any) -> None:
+    bar.update(1)

@@ -452,13 +452,13 @@ def search_specs(config: SearchConfig) -> tuple[list[TaskSpec], list[TaskSpec]]:
 
 
 def default(optimizer: str) -> Setting:
-    """An optimizer's one default, with the schedule that belongs to it.
+    """An optimizer's one default, under the default schedule.
 
     AdamW's is the setting of the bench's arm `adamw-transferred`, under the baseline's cosine.
     """
     steered = get_optimizer(optimizer)
     if optimizer != ADAMW_NAME:
-        return Setting(steered.rule, dict(steered.start), steered.schedule)
+        return Setting(steered.rule, dict(steered.start), Schedule())
     row = transferred()
     values = {
         "learning_rate": row["learning_rate"],

@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
         )
     pools = []
     with tqdm(desc="frontiers", unit="task", leave=False) as bar:
-        for specs, frontier in zip(search_specs(config), FRONTIERS, strict=True):
+        stages = list(zip(search_specs(config), FRONTIERS, strict=True))
+        # a grid has no first stages, and needs no frontiers for them
+        for specs, frontier in stages[1:] if config.around else stages:
 
             def measured(done: int, total: int, name: str) -> None:
                 bar.total, bar.n = total, done
@@ -82,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
                     plain(specs), config=frontier, processes=args.processes, progress=measured
                 )
             )
-    first, last = pools
+    last = pools[-1].entries
+    first = () if config.around else pools[0].entries
     print(f"{len(first)} tasks of {len(families)} families; {len(last)} others choose at the end")
-    search = Search(config, args.folder, first.entries, last.entries, args.processes)
+    search = Search(config, args.folder, first, last, args.processes)
     with tqdm(unit="batch") as bar:
 
         def advanced(stage: str, done: int, total: int, best: float) -> None:

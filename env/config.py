@@ -25,7 +25,6 @@ class SteeredOptimizer:
         noise: Hidden start noise by control: half-width of a log-uniform factor, in decades
             (`scale`), or of a uniform logit shift (`logit_shift`).
         controls: What is steered.
-        schedule: The shape under the decisions that belongs to the start.
     """
 
     name: str
@@ -33,7 +32,6 @@ class SteeredOptimizer:
     start: Mapping[str, float]
     noise: Mapping[str, float]
     controls: tuple[str, ...]
-    schedule: Schedule = field(default_factory=Schedule)
 
 
 def _steerable_start() -> dict[str, float]:
@@ -113,7 +111,7 @@ class EnvConfig:
 
     Attributes:
         optimizer: Name in `OPTIMIZERS`.
-        schedule: The default shape under the decisions; the optimizer's own if not given.
+        schedule: The default shape under the decisions.
         intervals: Smallest and largest number of intervals of a run (one more than decisions).
         noise_scale: Multiplies the hidden start noise; 0 starts every run at `start`.
         valid_share: Share of episodes whose job reports a validation loss.
@@ -127,7 +125,7 @@ class EnvConfig:
     """
 
     optimizer: str = "torch.optim.AdamW"
-    schedule: Schedule = field(default=None)  # type: ignore[assignment]  # never None afterwards
+    schedule: Schedule = field(default_factory=Schedule)
     intervals: tuple[int, int] = (25, 40)
     noise_scale: float = 1.0
     valid_share: float = 0.25
@@ -148,9 +146,7 @@ class EnvConfig:
                 f"group_size is {self.group_size}; a group has at least 2 runs, or None draws each "
                 "run by itself."
             )
-        steered = get_optimizer(self.optimizer)
-        if self.schedule is None:
-            object.__setattr__(self, "schedule", steered.schedule)
+        get_optimizer(self.optimizer)
 
     @property
     def steered(self) -> SteeredOptimizer:

@@ -61,6 +61,9 @@ class SteerableAdamW(torch.optim.Optimizer):
         u = O(beta1 m + (1 - beta1) g) * sqrt(max(1, rows / columns))
         u = u * (rms(p) / rms(u)) ** trust_power
 
+    Entries of u, on matrices and elsewhere, that would climb along this step's gradient (u g <= 0)
+    are left out (cautious), and then
+
         p = p - lr weight_decay p - lr u
         a = a + (p - a) / (1 + average (t - 1))
 
@@ -83,7 +86,8 @@ class SteerableAdamW(torch.optim.Optimizer):
             sparse.
 
     Source: AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), LAMB's trust ratio (You et al.,
-    2020, arXiv:1904.00962), Muon (Jordan et al., 2024), and the inner optimizer of LHOPT (Almeida
+    2020, arXiv:1904.00962), Muon (Jordan et al., 2024), cautious updates (Liang et
+    al., 2024, arXiv:2411.16085), and the inner optimizer of LHOPT (Almeida
     et al., 2021, arXiv:2106.00958) for the clip and the moves of betas.
     """
 

@@ -405,11 +405,6 @@ def test_the_command_refuses_what_it_does_not_know() -> None:
         run_bench("small", {}, Path("."), tasks=[TASK], processes=0)
 
 
-@pytest.mark.skipif(
-    not all((frontier_files.SHIPPED / frontier_files.file_name(spec)).exists()
-            for spec, _ in frontier_files.tasks_of("smoke")),
-    reason="the frontiers of the smoke tier do not ship yet",
-)  # fmt: skip
 @pytest.mark.timeout(300)
 def test_the_smoke_tier_runs_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
