@@ -75,7 +75,9 @@ def describe(name: str) -> Description:
 def task_names(config: TrainConfig) -> list[str]:
     """Tasks of a training: defaults of its families, and the draws of each of its stages."""
     drawn = draw_specs(config.families, config.tasks_per_family, config.steps, config.seed)
-    drawn += draw_specs(config.valid_families, 3, config.steps, config.seed + 7)
+    drawn += draw_specs(
+        config.valid_families, config.valid_per_family, config.steps, config.seed + 7
+    )
     if config.imitation is not None:
         drawn += imitation_specs(config)
     return [*config.families, *config.valid_families, *(spec.task for spec in drawn)]

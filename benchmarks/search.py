@@ -2,12 +2,13 @@
 
 Every batch draws one update rule (what is compiled into a run) and 24 settings of what may differ
 between runs of a batch: rate, betas, eps, decay, clip, shape of the schedule. It is worth the mean
-log2 speed over tasks of the training families, each against its own rate-tuned cosine AdamW. Three
-stages: `random` batches, `refine` batches around the best so far, and `final`, which compares the
-leaders, and the default of today, on other tasks, longer runs and other seeds; only the final stage
-chooses. Its leaders come from several rules, because refining follows one family tree and fits the
-few short tasks it is judged by; its tasks are those that policies train on, all of them with a
-frontier sharp enough to tell settings apart.
+over training families of its clipped log2 speed, each task against its own rate-tuned cosine AdamW:
+clipped (`CLIP`), because one task that a setting ruins, or one whose frontier is nearly flat, would
+else outweigh all others. Three stages: `random` batches, `refine` batches around the best so far,
+and `final`, which compares the leaders, and the default of today, on other tasks, longer runs and
+other seeds; only the final stage chooses. Its leaders come from several rules, because refining
+follows one family tree and fits the few short tasks it is judged by; its tasks are those that
+policies train on. All tasks have a frontier sharp enough to tell settings apart.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ..core.errors import ResumeError
 from ..core.schedules import Schedule
 from ..core.types import FloatArray
 from ..env.config import get_optimizer
-from ..env.frontier import POOL_FRONTIER, SPEED_BOUNDS, FrontierConfig, cosine
+from ..env.frontier import SPEED_BOUNDS, cosine
 from ..env.pool import Entry, TaskSpec, draw_specs
 from ..inner_tasks.engine import BatchedRuns, Settings
 from ..inner_tasks.registry import get_task
@@ -38,14 +39,8 @@ from .arms import transferred
 
 #: Settings of a batch, and intervals of a run: the schedule moves between them, as in service.
 BATCH, INTERVALS = 24, 32
-#: The yardstick of a search need not be sharp: it only has to be the same for all settings.
-FRONTIER = FrontierConfig(
-    budgets=(0.25, 0.5, 1.0, 2.0),
-    rates=tuple(float(r) for r in np.geomspace(1e-4, 1.0, 9)),
-    seeds=(900_001,),
-)
-#: Of the first two stages' tasks, and of the final one's.
-FRONTIERS = (FRONTIER, POOL_FRONTIER)
+#: Octaves of speed that one run can count for, at most and at least.
+CLIP = (-1.5, 1.5)
 STEERABLE_NAME, ADAMW_NAME = "lhopt.SteerableAdamW", "torch.optim.AdamW"
 
 #: Does a function of every job, in their order.
@@ -91,7 +86,7 @@ class SearchConfig:
         leaders: Settings that the final stage compares, beside the default.
         per_rule: Leaders of one rule at most; AdamW has but one.
         around: Whether the final stage compares a grid around SteerableAdamW's default instead.
-        per_family: Tasks per family: in the first two stages, and in the final one.
+        per_family: Tasks per family at most: in the first two stages, and in the final one.
         steps: Shortest and longest run of the first two stages.
         final_steps: The same of the final stage.
         seeds: Runs per setting and task: in the first two stages, and in the final one.
@@ -107,7 +102,7 @@ class SearchConfig:
     per_rule: int = 6
     around: bool = False
     per_family: tuple[int, int] = (2, 5)
-    steps: tuple[int, int] = (150, 500)
+    steps: tuple[int, int] = (150, 350)
     final_steps: tuple[int, int] = (150, 2000)
     seeds: tuple[int, int] = (1, 1)
     seed: int = 0
@@ -122,9 +117,10 @@ def draw_rule(rng: np.random.Generator, optimizer: str) -> StepRule:
         orthogonal=orthogonal,
         ns_steps=int(rng.choice([0, 1, 2, 3, 4, 5])) if orthogonal else 5,
         nesterov=bool(rng.random() < 0.7),
+        precondition=orthogonal and bool(rng.random() < 0.5),
         trust_power=float(rng.choice([0.0, 0.25, 0.5, 0.75, 1.0])),
-        vector_scale=float(rng.choice([0.1, 0.3, 1.0])),
-        cautious=bool(rng.random() < 0.3),
+        vector_scale=float(rng.choice([0.3, 1.0, 2.0, 4.0])),
+        cautious=bool(rng.random() < 0.5),
         relative_eps=bool(rng.random() < 0.5),
         average=float(rng.choice([0.0, 0.03, 0.1, 0.2])),
         clip=bool(rng.random() < 0.7),
@@ -190,8 +186,8 @@ def mutate_rule(rng: np.random.Generator, rule: StepRule, optimizer: str) -> Ste
     if optimizer == ADAMW_NAME or rng.random() < 0.5:
         return rule
     fresh = draw_rule(rng, optimizer)
-    parts = ("orthogonal", "ns_steps", "nesterov", "trust_power", "vector_scale", "cautious",
-             "relative_eps", "average", "clip")  # fmt: skip
+    parts = ("orthogonal", "ns_steps", "nesterov", "precondition", "trust_power", "vector_scale",
+             "cautious", "relative_eps", "average", "clip")  # fmt: skip
     name = str(rng.choice(parts))
     return replace(rule, **{name: getattr(fresh, name)})
 
@@ -377,7 +373,7 @@ class Search:
         return list(dict.fromkeys(entry.spec.family for entry in self.tasks[stage]))
 
     def _speeds(self, pool: Map, stage: str, i: int, batch: list[Setting]) -> FloatArray:
-        """Mean log2 speed `(settings, families)`; finished tasks are read back."""
+        """Mean clipped log2 speed `(settings, families)`; finished tasks are read back."""
         seeds = tuple(range(700, 700 + self.config.seeds[stage == "final"]))
         seeds = tuple(s + 50 for s in seeds) if stage == "final" else seeds
         # what was measured for other settings, or against another frontier, is made anew
@@ -402,7 +398,7 @@ class Search:
                 file.write(json.dumps(row) + "\n")
         by_family: dict[str, list[FloatArray]] = {f: [] for f in self._families(stage)}
         for entry in self.tasks[stage]:
-            table = np.array(self._known[stage, i, _name(entry), mark])
+            table = np.clip(self._known[stage, i, _name(entry), mark], *CLIP)
             by_family[entry.spec.family].append(table.mean(axis=1))
         return np.stack([np.mean(v, axis=0) for v in by_family.values()], axis=1)
 
@@ -427,6 +423,15 @@ def _job(job: tuple[Entry, list[Setting], tuple[int, ...]]) -> list[list[float]]
     return found
 
 
+def sharpest(entries: Sequence[Entry], most: int) -> list[Entry]:
+    """At most so many of each family, those whose frontier tells most: the sharpest."""
+    by_family: dict[str, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda e: e.frontier.resolution):
+        by_family.setdefault(entry.spec.family, []).append(entry)
+    kept = {id(entry) for found in by_family.values() for entry in found[:most]}
+    return [entry for entry in entries if id(entry) in kept]
+
+
 @contextmanager
 def workers(processes: int) -> Iterator[Map]:
     """What does jobs in their order: workers of one thread each, or this process."""
@@ -443,8 +448,11 @@ def _one_thread() -> None:
 
 
 def search_specs(config: SearchConfig) -> tuple[list[TaskSpec], list[TaskSpec]]:
-    """Tasks of the first two stages and of the final one: different draws."""
-    first = draw_specs(config.families, config.per_family[0], config.steps, 11)
+    """Candidates for the first two stages, twice as many as wanted, and for the final one.
+
+    Other draws of the same families; those with a blunt frontier fall out.
+    """
+    first = draw_specs(config.families, 2 * config.per_family[0], config.steps, 11)
     families = config.final_families or config.families
     # the draw of a training with the defaults: its frontiers are wanted anyway
     last = draw_specs(families, config.per_family[1], config.final_steps, 0)
@@ -486,7 +494,7 @@ def chosen(best: dict[str, Any]) -> Setting:
 
 
 __all__ = [
-    "FRONTIERS",
+    "CLIP",
     "Search",
     "SearchConfig",
     "Setting",
@@ -494,6 +502,7 @@ __all__ = [
     "default",
     "plain",
     "search_specs",
+    "sharpest",
     "speeds",
     "workers",
 ]

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
         import torch
         from tqdm import tqdm
 
-        from ..benchmarks.search import FRONTIERS, Search, SearchConfig, plain, search_specs
+        from ..benchmarks.search import Search, SearchConfig, plain, search_specs, sharpest
+        from ..env.frontier import POOL_FRONTIER
         from ..env.pool import build_pool
         from ..policy.train import TRAIN_FAMILIES, available
     except ImportError as error:
@@ -71,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
         )
     pools = []
     with tqdm(desc="frontiers", unit="task", leave=False) as bar:
-        stages = list(zip(search_specs(config), FRONTIERS, strict=True))
+        stages = search_specs(config)
         # a grid has no first stages, and needs no frontiers for them
-        for specs, frontier in stages[1:] if config.around else stages:
+        for specs in stages[1:] if config.around else stages:
 
             def measured(done: int, total: int, name: str) -> None:
                 bar.total, bar.n = total, done
@@ -81,11 +82,11 @@ def run(args: argparse.Namespace) -> int:
 
             pools.append(
                 build_pool(
-                    plain(specs), config=frontier, processes=args.processes, progress=measured
+                    plain(specs), config=POOL_FRONTIER, processes=args.processes, progress=measured
                 )
             )
     last = pools[-1].entries
-    first = () if config.around else pools[0].entries
+    first = [] if config.around else sharpest(pools[0].entries, config.per_family[0])
     print(f"{len(first)} tasks of {len(families)} families; {len(last)} others choose at the end")
     search = Search(config, args.folder, first, last, args.processes)
     with tqdm(unit="batch") as bar:

@@ -63,6 +63,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--config", type=Path, help="a JSON file of fields, or the manifest of a policy to repeat"
     )
+    parser.add_argument(
+        "--keep-measured", action="store_true",
+        help="train nothing: write the frontiers and experts that this training has measured into "
+        "the package, beside those there that it also reads",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the folder")
     parser.add_argument("--device", default="cpu", help="of the inner runs (cpu, cuda)")
     parser.add_argument("--processes", type=int, default=2, help="frontiers measured at once")
@@ -95,6 +100,8 @@ def _run(args: argparse.Namespace) -> int:
             "Name the folder where checkpoint, logs and policy go: lhopt train runs/adamw"
         )
     config = read_config(args)
+    if args.keep_measured:
+        return _keep_measured(config)
     _check_folder(args, config)  # before the frontiers, which may take long
     print(f"lhopt train: {config.name} for {config.optimizer}, {config.updates} updates")
     with tqdm(desc="frontiers", unit="task", leave=False) as bar:
@@ -132,6 +139,18 @@ def _run(args: argparse.Namespace) -> int:
         return 130
     policy = _learn(trainer, config.updates)
     print(f"policy {policy.name} ({policy.digest[:12]}) in {args.folder}")
+    return 0
+
+
+def _keep_measured(config: TrainConfig) -> int:
+    """Ship what this training reads, beside what the default trainings of all optimizers read."""
+    from ..env.frontier import cache_folder
+    from ..env.measured import ARCHIVE, pack
+    from ..policy.train import measured_names
+
+    wanted = [replace(config, optimizer=optimizer) for optimizer in OPTIMIZERS]
+    names = [name for each in wanted for name in measured_names(each)]
+    print(f"{pack(cache_folder(), names)} of {len(set(names))} files kept in {ARCHIVE}")
     return 0
 
 

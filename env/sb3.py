@@ -38,10 +38,16 @@ class Sb3VecEnv(VecEnv):
         baseline: Subtract the leave-one-out mean; the environment then has `n_buckets`
             buckets of `runs_per_bucket` runs.
         seed: Of the permutation.
+        bounds: Least and most that a run can earn the learner, before the mean is subtracted.
     """
 
     def __init__(
-        self, env: VectorEnv[Any, Any, Any], *, baseline: bool = True, seed: int = 0
+        self,
+        env: VectorEnv[Any, Any, Any],
+        *,
+        baseline: bool = True,
+        seed: int = 0,
+        bounds: tuple[float, float] | None = None,
     ) -> None:
         if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
             raise ConfigurationError(
@@ -55,7 +61,7 @@ class Sb3VecEnv(VecEnv):
             )
         # first: SB3 asks `get_attr` for the render mode
         self.env: Any = env
-        self.baseline = baseline
+        self.baseline, self.bounds = baseline, bounds
         space = env.single_action_space
         self._discrete = isinstance(space, spaces.Discrete)
         if isinstance(space, spaces.Discrete):
@@ -84,7 +90,10 @@ class Sb3VecEnv(VecEnv):
         actions = self._actions[:, 0] if self._discrete else self._actions
         observation, reward, terminated, _, info = self.env.step(actions)
         self._length += 1
-        seen = self._centred(reward, terminated) if self.baseline else reward
+        earned = reward
+        if self.bounds is not None:
+            earned = np.where(terminated, np.clip(reward, *self.bounds), reward)
+        seen = self._centred(earned, terminated) if self.baseline else earned
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(terminated):
             infos[i] = {

@@ -30,6 +30,8 @@ FAMILIES: Final[dict[str, str]] = {
     "sets-net": "clusters:SetsNet",
     "topics-bag": "topics:TopicsBag",
     "grammar-mlp": "topics:GrammarMLP",
+    "entities-mlp": "categories:EntitiesMLP",
+    "zipf-bilinear": "categories:ZipfBilinear",
     "glyphs-mlp": "glyphs:GlyphsMLP",
     "glyphs-cnn": "glyphs:GlyphsCNN",
     "glyphs-mixer": "glyphs:GlyphsMixer",

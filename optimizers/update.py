@@ -31,6 +31,8 @@ class StepRule:
         orthogonal: On matrices, replace Adam's update by orthogonalised momentum (Muon).
         ns_steps: Newton-Schulz iterations when `orthogonal`; 0 only gives every row the same norm.
         nesterov: Orthogonalise a look-ahead of the momentum, as Muon does.
+        precondition: Orthogonalise Adam's direction, momentum over root second moment, instead of
+            momentum alone: entries count by how steady their gradient is, not by how large.
         trust_power: Scale a matrix's update by (|p| / |u|) to this power: 0 is plain, 1 is LAMB,
             where the learning rate is the relative change of a matrix per step.
         vector_scale: Factor of the update of everything that is no matrix (biases, norms).
@@ -49,6 +51,7 @@ class StepRule:
     orthogonal: bool = False
     ns_steps: int = 5
     nesterov: bool = True
+    precondition: bool = False
     trust_power: float = 0.0
     vector_scale: float = 1.0
     cautious: bool = False
@@ -223,9 +226,9 @@ def update_block(
         u = (m / c1) / (sqrt(v / c2) + eps)
         p = p - lr weight_decay p - lr u
 
-    and on each matrix, where `rule` says so, u is orthogonalised momentum (scaled to Muon's
-    sqrt(max(1, rows / columns))) and is multiplied by (rms(p) / rms(u)) ** trust_power; the rest is
-    multiplied by `vector_scale`.
+    and on each matrix, where `rule` says so, u is orthogonalised momentum, or with `precondition`
+    the u above orthogonalised (scaled to Muon's sqrt(max(1, rows / columns))), and is multiplied by
+    (rms(p) / rms(u)) ** trust_power; the rest is multiplied by `vector_scale`.
 
     Args:
         rule: Fixed settings.
@@ -254,7 +257,11 @@ def update_block(
             denominator = (second[:, part].sqrt() / c2.sqrt().to(dtype)).add_(eps)
             torch.div(momentum[:, part] / c1.to(dtype), denominator, out=update[:, part])
         for matrix in block_matrices:
-            _shape_matrix(rule, hyper, matrix, param, g, momentum, update)
+            spread = None
+            if rule.precondition:
+                columns = slice(matrix.start, matrix.stop)
+                spread = (second[:, columns].sqrt() / c2.sqrt().to(dtype)).add_(eps)
+            _shape_matrix(rule, hyper, matrix, param, g, momentum, spread, update)
         if rule.cautious:
             update.mul_(update * g > 0)
         for part in outside if rule.vector_scale != 1.0 else ():
@@ -282,15 +289,18 @@ def _shape_matrix(
     param: Tensor,
     gradient: Tensor,
     momentum: Tensor,
+    spread: Tensor | None,
     update: Tensor,
 ) -> None:
-    """Orthogonalise and scale one matrix's part of `update`, in place."""
+    """Orthogonalise and scale one matrix's part of `update`, in place; `spread` divides first."""
     columns = slice(matrix.start, matrix.stop)
     u = update[:, columns]
     if rule.orthogonal:
         m = momentum[:, columns]
         if rule.nesterov:
             m = gradient[:, columns].lerp(m, (1.0 - hyper.one_minus_beta1).to(m.dtype))
+        if spread is not None:
+            m = m / spread
         square = m.reshape(-1, matrix.rows, matrix.columns)
         o = orthogonalise(square, rule.ns_steps).reshape(u.shape)
         u.copy_(o).mul_(max(1.0, matrix.rows / matrix.columns) ** 0.5)

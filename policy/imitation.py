@@ -30,6 +30,7 @@ from ..core.types import FloatArray
 from ..env.config import EnvConfig
 from ..env.episode import Episode, draw
 from ..env.frontier import FrontierConfig, cache_folder, cache_key
+from ..env.measured import shipped
 from ..env.pool import TaskSpec
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
@@ -94,19 +95,11 @@ def find_expert(
     way (`HALVING`); the geometric mean of the best few, because the very best of many noisy runs is
     lucky. Cached on disk beside the frontiers.
     """
-    described = {
-        "optimizer": asdict(config.steered)["rule"],
-        "start": {**config.steered.start, **config.start},
-        "controls": config.steered.controls,
-        "schedule": config.schedule.to_json(),
-        "search": [imitation.trials, imitation.top, HALVING, SEARCH],
-    }
-    text = json.dumps(described, sort_keys=True, default=str)
-    mark = hashlib.sha256(text.encode()).hexdigest()[:12]
-    name = f"expert-{cache_key(task, steps, FrontierConfig())}-{mark}.json"
+    name = expert_name(task, steps, config, imitation)
     path = cache_folder() / name
-    if path.exists():
-        return np.array([np.nan if v is None else v for v in json.loads(path.read_text())])
+    known = json.loads(path.read_text()) if path.exists() else shipped(name)
+    if known is not None:
+        return np.array([np.nan if v is None else v for v in known])
     start = _trials(config, imitation.trials, np.random.default_rng([7, steps]))
     loss = held_losses(task, steps, config, start, halving=HALVING)
     best = np.argsort(loss, kind="stable")[: imitation.top]
@@ -126,6 +119,20 @@ def find_expert(
     temporary.write_text(json.dumps([None if np.isnan(v) else v for v in expert]))
     temporary.replace(path)
     return expert
+
+
+def expert_name(task: InnerTask, steps: int, config: EnvConfig, imitation: ImitationConfig) -> str:
+    """Name of an expert's file in the cache: changes with all that `find_expert` depends on."""
+    described = {
+        "optimizer": asdict(config.steered)["rule"],
+        "start": {**config.steered.start, **config.start},
+        "controls": config.steered.controls,
+        "schedule": config.schedule.to_json(),
+        "search": [imitation.trials, imitation.top, HALVING, SEARCH],
+    }
+    text = json.dumps(described, sort_keys=True, default=str)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"expert-{cache_key(task, steps, FrontierConfig())}-{mark}.json"
 
 
 def _trials(config: EnvConfig, n: int, rng: np.random.Generator) -> FloatArray:

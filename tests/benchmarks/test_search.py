@@ -74,7 +74,7 @@ def test_the_final_stage_chooses_and_a_search_goes_on_where_it_was(
     settings = [Setting.from_json(row["setting"]) for row in best["leaders"]]
     assert default(search.STEERABLE_NAME) in settings
     again = speeds(last[0], [chosen(best)], (750,))
-    assert scores[0] == pytest.approx(again.mean(), abs=1e-3)
+    assert scores[0] == pytest.approx(np.clip(again, *search.CLIP).mean(), abs=1e-3)
 
     rows = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(rows.splitlines()[0] + "\n")
@@ -157,6 +157,27 @@ def test_draws_stay_inside_what_the_rule_and_controls_allow() -> None:
     adamw = draw_setting(rng, draw_rule(rng, ADAMW_NAME), ADAMW_NAME)
     assert adamw.rule == ADAMW
     assert adamw.schedule is None
+
+
+def test_a_family_gives_its_sharpest_tasks() -> None:
+    def blurred(name: str, noise: float) -> Entry:
+        sharp = entry(name, 40)
+        return replace(sharp, frontier=replace(sharp.frontier, noise=noise))
+
+    tasks = [blurred("friedman-mlp/1", 0.3), blurred("friedman-mlp/2", 0.1),
+             blurred("friedman-mlp/3", 0.2), blurred("coordinate-mlp/1", 0.9)]  # fmt: skip
+    kept = [e.spec.task for e in search.sharpest(tasks, 2)]
+    assert kept == ["friedman-mlp/2", "friedman-mlp/3", "coordinate-mlp/1"]
+
+
+def test_one_ruined_task_counts_no_more_than_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SearchConfig(families=("friedman-mlp",), around=True)
+    tasks = [entry("friedman-mlp", 20)], [entry("friedman-mlp/1", 20)]
+    monkeypatch.setattr(search, "_job", lambda work: [[-3.0] for _ in work[1]])
+    best = Search(config, tmp_path, *tasks).run()
+    assert best["leaders"][0]["log2_speed"] == search.CLIP[0]
 
 
 def test_the_stages_have_different_tasks_and_no_rescaled_ones() -> None:

@@ -71,6 +71,23 @@ def test_the_baseline_is_the_mean_of_the_others_of_the_bucket(
         assert (reward[~done] == 0).all()
 
 
+def test_bounds_hold_for_the_learner_and_not_for_the_record(
+    pool: TaskPool, config: EnvConfig
+) -> None:
+    free, _ = make(pool, config, baseline=False)
+    held, _ = make(pool, config, baseline=False, bounds=(-0.5, -0.25))
+    free.reset(), held.reset()
+    ends = 0
+    for _ in range(10):
+        action = np.ones((8, 4), np.int64)
+        (_, reward, done, _), (_, earned, _, infos) = free.step(action), held.step(action)
+        np.testing.assert_allclose(earned[done], np.clip(reward[done], -0.5, -0.25))
+        assert (earned[~done] == 0.0).all()
+        assert [i["episode"]["r"] for i in infos if i] == pytest.approx(reward[done].tolist())
+        ends += int(((reward[done] > -0.25) | (reward[done] < -0.5)).sum())
+    assert ends  # some were bounded
+
+
 def test_episode_lengths_are_counted(pool: TaskPool) -> None:
     vec, _ = make(pool, EnvConfig(intervals=(4, 4)))
     vec.reset()

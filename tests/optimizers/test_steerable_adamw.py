@@ -79,8 +79,9 @@ def face_values(v: dict[str, float]) -> dict[str, Any]:
         StepRule(orthogonal=True, nesterov=False, average=0.5, clip=True, clip_decay=0.9),
         StepRule(relative_eps=True, cautious=True, vector_scale=0.3, clip=True),
         StepRule(orthogonal=True, ns_steps=0, vector_scale=0.3, relative_eps=True),
+        StepRule(orthogonal=True, precondition=True, ns_steps=3, trust_power=0.25),
     ],
-    ids=["steerable", "adamw", "lamb", "muon", "cautious", "rows"],
+    ids=["steerable", "adamw", "lamb", "muon", "cautious", "rows", "preconditioned"],
 )
 def test_three_faces_equal_one_update_of_three_stacked_runs(rule: StepRule) -> None:
     runs = [start(seed) for seed in range(3)]
@@ -189,6 +190,23 @@ def test_trust_power_one_is_lamb_on_matrices_alone() -> None:
             reference[i] = reference[i] - 0.1 * ratio * u
     for ours, wanted in zip(p, reference, strict=True):
         np.testing.assert_allclose(ours.numpy(), wanted, rtol=1e-10)
+
+
+def test_preconditioned_momentum_is_orthogonalised_adam() -> None:
+    p = [torch.full((3, 2), 0.5).double()]
+    rule = StepRule(orthogonal=True, precondition=True)
+    optimizer = SteerableAdamW(p, 0.1, betas=(0.9, 0.99), weight_decay=0.0, rule=rule)
+    reference, m, v = p[0].clone(), torch.zeros(3, 2).double(), torch.zeros(3, 2).double()
+    for step in range(1, 30):
+        g = gradient(reference, step) * torch.tensor([1.0, 1e3]).double()
+        p[0].grad = g.clone()
+        optimizer.step()
+        m = 0.9 * m + 0.1 * g
+        v = 0.99 * v + 0.01 * g**2
+        adam = (0.9 * m + 0.1 * g) / ((v / (1 - 0.99**step)).sqrt() + 1e-8)
+        o = orthogonalise(adam[None], 5)[0]
+        reference = reference - 0.1 * 1.5**0.5 * o
+    torch.testing.assert_close(p[0], reference, rtol=1e-9, atol=1e-9)
 
 
 def test_running_bias_correction_is_exact_while_betas_move() -> None:
