@@ -104,7 +104,7 @@ class SearchConfig:
     per_family: tuple[int, int] = (2, 5)
     steps: tuple[int, int] = (150, 350)
     final_steps: tuple[int, int] = (150, 2000)
-    seeds: tuple[int, int] = (1, 1)
+    seeds: tuple[int, int] = (1, 2)
     seed: int = 0
 
 
@@ -193,29 +193,19 @@ def mutate_rule(rng: np.random.Generator, rule: StepRule, optimizer: str) -> Ste
 
 
 def around(setting: Setting) -> list[Setting]:
-    """A grid: cautious or not, two averages, three rates, two shapes, two pairs of betas."""
+    """A grid: two scales of vectors, two trust powers, three rates, two shapes, two betas."""
     rules = [
-        replace(setting.rule, cautious=cautious, average=average)
-        for cautious in (setting.rule.cautious, not setting.rule.cautious)
-        for average in (setting.rule.average, 2.0 * setting.rule.average)
+        replace(setting.rule, vector_scale=scale, trust_power=trust)
+        for scale in (setting.rule.vector_scale, 0.5 * setting.rule.vector_scale)
+        for trust in (setting.rule.trust_power, min(2.0 * setting.rule.trust_power, 1.0))
     ]
     own = setting.values
-    betas: tuple[dict[str, float], ...] = (
-        {},
-        {
-            "one_minus_beta1": own["one_minus_beta1"] * 4.0 / 3.0,
-            "one_minus_beta2": own["one_minus_beta2"] * 3.0,
-        },
-    )
-    shapes = (setting.schedule, Schedule(hold=0.4))
+    betas: tuple[dict[str, float], ...] = ({}, {"one_minus_beta2": 0.2 * own["one_minus_beta2"]})
+    shapes = (setting.schedule, Schedule(hold=0.2))
     return [
-        Setting(
-            rule,
-            {**own, **other, "learning_rate": factor * own["learning_rate"]},
-            shape,
-        )
+        Setting(rule, {**own, **other, "learning_rate": factor * own["learning_rate"]}, shape)
         for rule in rules
-        for factor in (1.0, 0.6, 1.6)
+        for factor in (1.0, 0.7, 1.4)
         for shape in shapes
         for other in betas
     ]

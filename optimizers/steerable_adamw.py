@@ -55,11 +55,13 @@ class SteerableAdamW(torch.optim.Optimizer):
         u = (m / c1) / (sqrt(v / c2) + eps)
 
     where c = 1 - (product of the betas really used), which stays right while betas move. On a
-    matrix (a convolution is out x rest), Newton-Schulz steps O on a look-ahead of the momentum
-    replace Adam's direction, and the update takes a share of the weights' own size:
+    matrix (a convolution is out x rest), Newton-Schulz steps O make Adam's direction orthogonal,
+    with a look-ahead of the momentum, and the update takes a share of the weights' own size; biases
+    and other vectors take larger steps:
 
-        u = O(beta1 m + (1 - beta1) g) * sqrt(max(1, rows / columns))
-        u = u * (rms(p) / rms(u)) ** trust_power
+        u = O((beta1 m + (1 - beta1) g) / (sqrt(v / c2) + eps)) * sqrt(max(1, rows / columns))
+        u = u * (rms(p) / rms(u)) ** trust_power                      (matrices)
+        u = vector_scale * u                                          (all else)
 
     Entries of u, on matrices and elsewhere, that would climb along this step's gradient (u g <= 0)
     are left out (cautious), and then

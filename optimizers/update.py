@@ -81,7 +81,14 @@ class StepRule:
 ADAMW = StepRule(bias_correction="step")
 #: `SteerableAdamW` at its defaults.
 STEERABLE = StepRule(
-    orthogonal=True, ns_steps=3, trust_power=0.5, cautious=True, average=0.1, clip=True
+    orthogonal=True,
+    ns_steps=3,
+    precondition=True,
+    trust_power=0.5,
+    vector_scale=2.0,
+    cautious=True,
+    average=0.1,
+    clip=True,
 )
 
 
