@@ -186,8 +186,10 @@ def begin_step(
     state.step += 1
     state.product1.mul_(1.0 - hyper.one_minus_beta1)
     state.product2.mul_(1.0 - hyper.one_minus_beta2)
-    square = gradient_square.double()
     factor, clipped = None, torch.zeros_like(gradient_square, dtype=torch.bool)
+    if not (rule.clip or rule.relative_eps):
+        return factor, clipped
+    square = gradient_square.double()
     if rule.clip:
         norm = square.sqrt()
         # before the first step there is no past norm to clip at
@@ -256,26 +258,28 @@ def update_block(
     c1, c2 = corrections(rule, state, hyper)
     lr, eps = hyper.lr.to(dtype), (hyper.eps * state.gradient_rms).to(dtype)
     # torch.optim.AdamW's order of operations, so that float32 agrees to the last digits
+    denominator = (second.sqrt() / c2.sqrt().to(dtype)).add_(eps)
     if rule.orthogonal or rule.trust_power or rule.cautious or rule.vector_scale != 1.0:
-        update = torch.empty_like(momentum)
-        inside = [slice(m.start, m.stop) for m in block_matrices]
-        outside = _outside(inside, param.shape[1])
-        for part in outside if rule.orthogonal else (*inside, *outside):
-            denominator = (second[:, part].sqrt() / c2.sqrt().to(dtype)).add_(eps)
-            torch.div(momentum[:, part] / c1.to(dtype), denominator, out=update[:, part])
-        for matrix in block_matrices:
-            spread = None
+        # all columns at once, those that are not wanted too: on small matrices the calls cost most
+        update = (momentum / c1.to(dtype)).div_(denominator)
+        if rule.orthogonal and block_matrices:
+            ahead = momentum
+            if rule.nesterov:
+                ahead = g.lerp(momentum, (1.0 - hyper.one_minus_beta1).to(dtype))
             if rule.precondition:
-                columns = slice(matrix.start, matrix.stop)
-                spread = (second[:, columns].sqrt() / c2.sqrt().to(dtype)).add_(eps)
-            _shape_matrix(rule, hyper, matrix, param, g, momentum, spread, update)
+                ahead = ahead / denominator
+            for matrix in block_matrices:
+                _orthogonalise_part(rule, matrix, ahead, update)
+        if rule.trust_power:
+            for matrix in block_matrices:
+                _trust_part(rule, matrix, param, update)
         if rule.cautious:
             update.mul_(update * g > 0)
-        for part in outside if rule.vector_scale != 1.0 else ():
-            update[:, part].mul_(rule.vector_scale)
+        if rule.vector_scale != 1.0:
+            for part in _outside([slice(m.start, m.stop) for m in block_matrices], param.shape[1]):
+                update[:, part].mul_(rule.vector_scale)
         update.mul_(lr)
     else:
-        denominator = (second.sqrt() / c2.sqrt().to(dtype)).add_(eps)
         update = momentum.div(denominator).mul_((hyper.lr / c1).to(dtype))
     param.mul_((1.0 - hyper.lr * hyper.weight_decay).to(dtype)).sub_(update)
     if average is not None:
@@ -289,35 +293,24 @@ def _outside(inside: Sequence[slice], stop: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, stops, strict=True) if a < b]
 
 
-def _shape_matrix(
-    rule: StepRule,
-    hyper: Hyperparameters,
-    matrix: Matrix,
-    param: Tensor,
-    gradient: Tensor,
-    momentum: Tensor,
-    spread: Tensor | None,
-    update: Tensor,
-) -> None:
-    """Orthogonalise and scale one matrix's part of `update`, in place; `spread` divides first."""
+def _orthogonalise_part(rule: StepRule, matrix: Matrix, ahead: Tensor, update: Tensor) -> None:
+    """Put one matrix of `ahead`, orthogonalised, into `update`."""
     columns = slice(matrix.start, matrix.stop)
-    u = update[:, columns]
-    if rule.orthogonal:
-        m = momentum[:, columns]
-        if rule.nesterov:
-            m = gradient[:, columns].lerp(m, (1.0 - hyper.one_minus_beta1).to(m.dtype))
-        if spread is not None:
-            m = m / spread
-        square = m.reshape(-1, matrix.rows, matrix.columns)
-        o = orthogonalise(square, rule.ns_steps).reshape(u.shape)
-        u.copy_(o).mul_(max(1.0, matrix.rows / matrix.columns) ** 0.5)
-    if rule.trust_power:
-        d = matrix.stop - matrix.start
-        rms_p = param[:, columns].square().sum(1, keepdim=True).div(d).sqrt()
-        rms_u = u.square().sum(1, keepdim=True).div(d).sqrt()
-        # a matrix that starts at zero must be able to leave it
-        ratio = rms_p.clamp_min(1e-3) / rms_u.clamp_min(1e-8)
-        u.mul_(ratio**rule.trust_power)
+    square = ahead[:, columns].reshape(-1, matrix.rows, matrix.columns)
+    part = update[:, columns]
+    scale = max(1.0, matrix.rows / matrix.columns) ** 0.5
+    part.copy_(orthogonalise(square, rule.ns_steps).reshape(part.shape)).mul_(scale)
+
+
+def _trust_part(rule: StepRule, matrix: Matrix, param: Tensor, update: Tensor) -> None:
+    """Scale one matrix of `update` by the power of its trust ratio, in place."""
+    columns = slice(matrix.start, matrix.stop)
+    u, root = update[:, columns], (matrix.stop - matrix.start) ** 0.5
+    norm_p = torch.linalg.vector_norm(param[:, columns], dim=1, keepdim=True)
+    norm_u = torch.linalg.vector_norm(u, dim=1, keepdim=True)
+    # a matrix that starts at zero must be able to leave it: root mean squares of 1e-3 and 1e-8
+    ratio = norm_p.clamp_min(1e-3 * root) / norm_u.clamp_min(1e-8 * root)
+    u.mul_(ratio**rule.trust_power)
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -339,7 +332,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     if not steps:
         x = x / x.square().sum(2, keepdim=True).sqrt().clamp_min(least)
         return x if wide else x.transpose(1, 2)
-    x = x / x.square().sum((1, 2), keepdim=True).sqrt().clamp_min(least)
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(least)
     rows, columns = x.shape[1:]
     if columns >= GRAM_ASPECT * rows:
         return _orthogonalise_wide(x, steps) if wide else _orthogonalise_wide(x, steps).mT
