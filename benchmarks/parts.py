@@ -33,7 +33,7 @@ from .search import (
 )
 
 #: Rates that each variant may choose from, in units of the default's.
-FACTORS = (0.1, 10.0**-0.5, 1.0, 10.0**0.5, 10.0)
+FACTORS = tuple(10.0**power for power in (-0.5, -0.25, 0.0, 0.25, 0.5))
 #: A rate is chosen on the first and read on the second.
 CHOOSE_ON, READ_ON = (810,), (860, 861)
 #: Tasks of each family, and the longest run: the whole takes about ten minutes.
@@ -50,6 +50,8 @@ def variants(whole: Setting) -> dict[str, Setting]:
         without["orthogonal momentum"] = replace(rule, orthogonal=False)
         if rule.ns_steps:
             without["Newton-Schulz (rows of one norm)"] = replace(rule, ns_steps=0)
+        if rule.precondition:
+            without["preconditioning (by the second moment)"] = replace(rule, precondition=False)
         if rule.nesterov:
             without["look-ahead of the momentum"] = replace(rule, nesterov=False)
     if rule.trust_power:
@@ -61,7 +63,8 @@ def variants(whole: Setting) -> dict[str, Setting]:
     if rule.cautious:
         without["cautious updates"] = replace(rule, cautious=False)
     if rule.vector_scale != 1.0:
-        without["smaller steps of vectors"] = replace(rule, vector_scale=1.0)
+        size = "larger" if rule.vector_scale > 1.0 else "smaller"
+        without[f"{size} steps of vectors"] = replace(rule, vector_scale=1.0)
     found |= {name: replace(whole, rule=changed) for name, changed in without.items()}
     if rule.relative_eps:
         absolute = replace(rule, relative_eps=False)
@@ -75,7 +78,7 @@ def variants(whole: Setting) -> dict[str, Setting]:
     found["everything (AdamW, warm-up + cosine)"] = Setting(
         ADAMW,
         {
-            "learning_rate": 1e-2,
+            "learning_rate": 3e-2,
             "one_minus_beta1": 0.1,
             "one_minus_beta2": 1e-3,
             "eps": 1e-8,
