@@ -75,10 +75,10 @@ class ImitationConfig:
         learning_rate: Of Adam in the fit.
     """
 
-    tasks_per_family: int = 16
+    tasks_per_family: int = 10
     trials: int = 64
     top: int = 4
-    rounds: int = 24
+    rounds: int = 26
     runs: int = 24
     tasks: int = 10
     steps_power: float = 1.0
