@@ -34,9 +34,6 @@ from lhopt.inner_tasks.registry import get_family, get_task
 from lhopt.policy import bundled, train
 from lhopt.policy.train import TRAIN_FAMILIES, VALID_FAMILIES, TrainConfig
 
-#: Bundled policies of before the rule: they trained on digits. Empty once they are replaced.
-BEFORE_THE_RULE = ("adamw",)
-
 
 def test_the_small_tier_is_the_protocols_eight_tasks_and_needs_no_download() -> None:
     lengths = {(spec.family, spec.steps) for spec in HELD_OUT}
@@ -166,26 +163,9 @@ def test_a_file_that_is_gone_is_said_with_the_remedy(
         published()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="trained on digits, before the rule"
-            )
-            if name in BEFORE_THE_RULE
-            else (),
-        )
-        for name in bundled.names()
-    ],
-)
+@pytest.mark.parametrize("name", bundled.names())
 def test_a_bundled_policy_keeps_the_rule(name: str) -> None:
     assert bundled_overlaps(name) == []
-
-
-def test_exceptions_are_of_policies_that_there_are() -> None:
-    assert set(BEFORE_THE_RULE) <= set(bundled.names())
 
 
 def test_a_policy_is_judged_by_its_manifest() -> None:
