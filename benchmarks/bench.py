@@ -20,6 +20,7 @@ import torch
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..env.config import get_optimizer
 from ..env.pool import TaskSpec
+from ..optimizers.update import VERSION
 from ..policy import artifact, bundled
 from ..policy.artifact import Policy
 from . import loop_arms, real, replay, report
@@ -484,7 +485,8 @@ def run_bench(
 
 def _described(name: str) -> dict[str, Any]:
     """What a row owes to its optimizer."""
-    return {"rule": asdict(get_optimizer(name).rule), "defaults": real.default_values(name)}
+    described = {"rule": asdict(get_optimizer(name).rule), "defaults": real.default_values(name)}
+    return described if name == ADAMW else {**described, "version": VERSION}
 
 
 def _hash(described: Mapping[str, Any]) -> str:

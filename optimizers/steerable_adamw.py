@@ -63,7 +63,7 @@ class SteerableAdamW(torch.optim.Optimizer):
         u = u * (rms(p) / rms(u)) ** trust_power                      (matrices)
         u = vector_scale * u                                          (all else)
 
-    Entries of u, on matrices and elsewhere, that would climb along this step's gradient (u g <= 0)
+    Entries of u, on matrices and elsewhere, that would climb along this step's gradient (u g < 0)
     are left out (cautious), and then
 
         p = p - lr weight_decay p - lr u

@@ -21,6 +21,9 @@ NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 #: Matrices at least this many times as wide as high are orthogonalised through their Gram matrix.
 GRAM_ASPECT = 2.5
 BIAS_CORRECTIONS = ("running", "step")
+#: Of what the fields of a rule mean: whoever files a measurement of one under them adds this. 2:
+#: cautious updates keep entries without a gradient.
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class StepRule:
         trust_power: Scale a matrix's update by (|p| / |u|) to this power: 0 is plain, 1 is LAMB,
             where the learning rate is the relative change of a matrix per step.
         vector_scale: Factor of the update of everything that is no matrix (biases, norms).
-        cautious: Leave out entries whose update would climb along this step's gradient.
+        cautious: Leave out entries whose update would climb along this step's gradient. Entries
+            without one stay: the rows of a table that a step does not touch live on their momentum.
         relative_eps: Hold eps relative to the root mean square of all recent gradients together,
             which makes it unitless.
         average: Horizon of the weight average as a fraction of the steps so far; 0 is none.
@@ -45,7 +49,8 @@ class StepRule:
         bias_correction: "running" divides by the product of the betas really used, right when
             betas move; "step" is torch.optim.AdamW's 1 - beta**t with today's beta.
 
-    Source: cautious updates: Liang et al., 2024, arXiv:2411.16085, without their rescaling.
+    Source: cautious updates: Liang et al., 2024, arXiv:2411.16085, without their rescaling, and
+    with u g >= 0 for their u g > 0.
     """
 
     orthogonal: bool = False
@@ -274,7 +279,7 @@ def update_block(
             for matrix in block_matrices:
                 _trust_part(rule, matrix, param, update)
         if rule.cautious:
-            update.mul_(update * g > 0)
+            update.mul_(update * g >= 0)
         if rule.vector_scale != 1.0:
             for part in _outside([slice(m.start, m.stop) for m in block_matrices], param.shape[1]):
                 update[:, part].mul_(rule.vector_scale)

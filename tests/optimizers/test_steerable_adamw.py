@@ -209,6 +209,24 @@ def test_preconditioned_momentum_is_orthogonalised_adam() -> None:
     torch.testing.assert_close(p[0], reference, rtol=1e-9, atol=1e-9)
 
 
+def test_cautious_updates_leave_out_what_would_climb_and_nothing_else() -> None:
+    """The middle entry has no gradient, as a row of a table that no example asked for."""
+    p, free = torch.zeros(3).double(), torch.zeros(3).double()
+    rows = [
+        (x, SteerableAdamW([x], 0.1, weight_decay=0.0, rule=replace(PLAIN, cautious=cautious)))
+        for x, cautious in ((p, True), (free, False))
+    ]
+    for g in ([1.0, 1.0, 1.0], [1.0, 0.0, -0.1]):
+        before = p.clone()
+        for x, optimizer in rows:
+            x.grad = torch.tensor(g).double()
+            optimizer.step()
+    # the momentum of the last entry still points down the first gradient, and up the second
+    assert p[2] == before[2] != free[2]
+    torch.testing.assert_close(p[:2], free[:2])
+    assert p[1] < before[1]
+
+
 def test_running_bias_correction_is_exact_while_betas_move() -> None:
     """With a constant gradient both corrected moments are g and g**2, whatever the betas."""
     p = torch.zeros(3).double()
