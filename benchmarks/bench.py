@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import torch
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..env.config import get_optimizer
 from ..env.pool import TaskSpec
-from ..optimizers.update import VERSION
 from ..policy import artifact, bundled
 from ..policy.artifact import Policy
 from . import loop_arms, real, replay, report
@@ -485,8 +483,9 @@ def run_bench(
 
 def _described(name: str) -> dict[str, Any]:
     """What a row owes to its optimizer."""
-    described = {"rule": asdict(get_optimizer(name).rule), "defaults": real.default_values(name)}
-    return described if name == ADAMW else {**described, "version": VERSION}
+    rule = get_optimizer(name).rule.described()
+    version = {"version": rule.pop("version")} if "version" in rule else {}
+    return {"rule": rule, "defaults": real.default_values(name), **version}
 
 
 def _hash(described: Mapping[str, Any]) -> str:

@@ -47,7 +47,7 @@ def variants(whole: Setting) -> dict[str, Setting]:
     rule, found = whole.rule, {"nothing": whole}
     without: dict[str, StepRule] = {}
     if rule.orthogonal:
-        without["orthogonal momentum"] = replace(rule, orthogonal=False)
+        without["orthogonal momentum"] = replace(rule, orthogonal=False, precondition=False)
         if rule.ns_steps:
             without["Newton-Schulz (rows of one norm)"] = replace(rule, ns_steps=0)
         if rule.precondition:

@@ -189,7 +189,9 @@ def mutate_rule(rng: np.random.Generator, rule: StepRule, optimizer: str) -> Ste
     parts = ("orthogonal", "ns_steps", "nesterov", "precondition", "trust_power", "vector_scale",
              "cautious", "relative_eps", "average", "clip")  # fmt: skip
     name = str(rng.choice(parts))
-    return replace(rule, **{name: getattr(fresh, name)})
+    changed = replace(rule, **{name: getattr(fresh, name)})
+    # without orthogonal steps it means nothing, and would count as another rule
+    return changed if changed.orthogonal else replace(changed, precondition=False)
 
 
 def around(setting: Setting) -> list[Setting]:
@@ -204,9 +206,9 @@ def around(setting: Setting) -> list[Setting]:
     shapes = (setting.schedule, Schedule(hold=0.2))
     return [
         Setting(rule, {**own, **other, "learning_rate": factor * own["learning_rate"]}, shape)
-        for rule in rules
+        for rule in dict.fromkeys(rules)
         for factor in (1.0, 0.7, 1.4)
-        for shape in shapes
+        for shape in dict.fromkeys(shapes)
         for other in betas
     ]
 
@@ -399,7 +401,8 @@ def _name(entry: Entry) -> str:
 
 
 def _mark(batch: Sequence[Setting], seeds: Sequence[int]) -> str:
-    return _digest([[setting.to_json() for setting in batch], list(seeds)])
+    meaning = [setting.rule.described() for setting in batch]
+    return _digest([[setting.to_json() for setting in batch], meaning, list(seeds)])
 
 
 def _digest(value: Any) -> str:

@@ -65,8 +65,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--keep-measured", action="store_true",
-        help="train nothing: write the frontiers and experts that this training has measured into "
-        "the package, beside those there that it also reads",
+        help="train nothing: write the frontiers and experts that trainings with the defaults have "
+        "measured here into the package, and forget those that no such training reads",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the folder")
     parser.add_argument("--device", default="cpu", help="of the inner runs (cpu, cuda)")
@@ -91,6 +91,8 @@ def _run(args: argparse.Namespace) -> int:
         from ..policy.train import Trainer, make_pools
     except ImportError as error:
         raise MissingExtraError(error.name or "a package of the extra", "train") from error
+    if args.keep_measured:
+        return _keep_measured(args)
     if args.env is None and args.resume:
         args.env = _stored_environment(args.folder)
     if args.env is not None:
@@ -100,8 +102,6 @@ def _run(args: argparse.Namespace) -> int:
             "Name the folder where checkpoint, logs and policy go: lhopt train runs/adamw"
         )
     config = read_config(args)
-    if args.keep_measured:
-        return _keep_measured(config)
     _check_folder(args, config)  # before the frontiers, which may take long
     print(f"lhopt train: {config.name} for {config.optimizer}, {config.updates} updates")
     with tqdm(desc="frontiers", unit="task", leave=False) as bar:
@@ -142,16 +142,22 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _keep_measured(config: TrainConfig) -> int:
-    """Ship what this training reads, beside what the default trainings of all optimizers read."""
+def _keep_measured(args: argparse.Namespace) -> int:
+    """Ship what trainings with the defaults read, of every optimizer; 1 if something is missing."""
     from ..env.frontier import cache_folder
     from ..env.measured import ARCHIVE, pack
-    from ..policy.train import measured_names
+    from ..policy.train import TrainConfig, measured_names
 
-    wanted = [replace(config, optimizer=optimizer) for optimizer in OPTIMIZERS]
-    names = [name for each in wanted for name in measured_names(each)]
-    print(f"{pack(cache_folder(), names)} of {len(set(names))} files kept in {ARCHIVE}")
-    return 0
+    words = ("folder", "env", "optimizer", "updates", "seed", "name", "set", "config", "resume")
+    other = [word for word in words if getattr(args, word)]
+    if other:
+        raise ConfigurationError(
+            f"--keep-measured is about trainings with the defaults; leave {other[0]} out."
+        )
+    names = {n for o in OPTIMIZERS for n in measured_names(TrainConfig(optimizer=o))}
+    kept = pack(cache_folder(), names)
+    print(f"{kept} of {len(names)} files kept in {ARCHIVE.name}")
+    return int(kept < len(names))
 
 
 def _run_environment(args: argparse.Namespace) -> int:

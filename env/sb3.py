@@ -38,7 +38,12 @@ class Sb3VecEnv(VecEnv):
         baseline: Subtract the leave-one-out mean; the environment then has `n_buckets`
             buckets of `runs_per_bucket` runs.
         seed: Of the permutation.
-        bounds: Least and most that a run can earn the learner, before the mean is subtracted.
+        bounds: Least and most that the last reward of a run can earn the learner, before the mean
+            is subtracted; for environments that reward the end alone.
+
+    Raises:
+        ConfigurationError: The environment resets in another mode, has no buckets where `baseline`
+            wants them, or the bounds are no interval.
     """
 
     def __init__(
@@ -58,6 +63,10 @@ class Sb3VecEnv(VecEnv):
             raise ConfigurationError(
                 f"{type(env).__name__} has no buckets of runs (n_buckets, runs_per_bucket), so "
                 "there is no mean to subtract; give baseline=False."
+            )
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ConfigurationError(
+                f"The reward's bounds are {bounds}; the lower one comes first, below the other."
             )
         # first: SB3 asks `get_attr` for the render mode
         self.env: Any = env

@@ -1,4 +1,4 @@
-"""Families whose weights are mostly lookup tables of which a step touches few rows."""
+"""Families of lookup tables: a step gives many of their rows no gradient."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class EntitiesMLP(SupervisedFamily):
     """Classify rows of three categories of 200, 60 and 12 values with embeddings and an MLP.
 
     Data: 8,192 rows; values are frequent and rare as by Zipf's law, and the class depends on the
-    product of what is hidden behind two of them. Most rows of the tables have no gradient in a
-    step.
+    product of what is hidden behind two of them. Many rows of the tables have no gradient in a
+    step, most of them where batches are small.
     Model: embeddings of 4 to 16 side by side, 1 or 2 hidden layers of 16 to 48.
     Drawn: skew, data seed, embedding, width, depth, activation, norm, loss, batch size, gain,
     scales, label noise.
@@ -174,7 +174,8 @@ class LogBilinear:
 class ZipfBilinear(SupervisedFamily):
     """Predict the next word of a drawn language of 256 words with a log-bilinear model.
 
-    Data: 12,288 pieces of four words of a hidden Markov chain of 24 states; few words are frequent.
+    Data: 12,288 pieces of four words of a hidden Markov chain of 24 states; few words are frequent,
+    so that many rows of the embedding have no gradient in a step, unless it is the read-out too.
     Model: embeddings of 8 to 24 and one matrix per place; the read-out has the same low rank, or is
     the embedding itself.
     Drawn: skew, data seed, embedding, tied or not, batch size, gain, scales, label noise.

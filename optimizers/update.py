@@ -8,8 +8,8 @@ once per parameter with K = 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +21,8 @@ NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 #: Matrices at least this many times as wide as high are orthogonalised through their Gram matrix.
 GRAM_ASPECT = 2.5
 BIAS_CORRECTIONS = ("running", "step")
-#: Of what the fields of a rule mean: whoever files a measurement of one under them adds this. 2:
-#: cautious updates keep entries without a gradient.
-VERSION = 2
+#: Of what the fields of a rule mean. 2: cautious updates keep entries without a gradient.
+RULE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,9 @@ class StepRule:
         orthogonal: On matrices, replace Adam's update by orthogonalised momentum (Muon).
         ns_steps: Newton-Schulz iterations when `orthogonal`; 0 only gives every row the same norm.
         nesterov: Orthogonalise a look-ahead of the momentum, as Muon does.
-        precondition: Orthogonalise Adam's direction, momentum over root second moment, instead of
-            momentum alone: entries count by how steady their gradient is, not by how large.
+        precondition: With `orthogonal`: orthogonalise Adam's direction, momentum over root second
+            moment, instead of momentum alone: entries count by how steady their gradient is, not by
+            how large.
         trust_power: Scale a matrix's update by (|p| / |u|) to this power: 0 is plain, 1 is LAMB,
             where the learning rate is the relative change of a matrix per step.
         vector_scale: Factor of the update of everything that is no matrix (biases, norms).
@@ -80,6 +80,12 @@ class StepRule:
             )
         if self.vector_scale <= 0.0:
             raise ConfigurationError(f"vector_scale is {self.vector_scale}; it must be above 0.")
+
+    def described(self) -> dict[str, Any]:
+        """What a measurement of this rule is filed under: its fields, and what they mean today."""
+        # plain AdamW means what it always did, and what was measured of it stays good
+        version = {} if self == ADAMW else {"version": RULE_VERSION}
+        return {**asdict(self), **version}
 
 
 #: torch.optim.AdamW to the letter, formula for moving betas included.
@@ -240,9 +246,11 @@ def update_block(
         u = (m / c1) / (sqrt(v / c2) + eps)
         p = p - lr weight_decay p - lr u
 
-    and on each matrix, where `rule` says so, u is orthogonalised momentum, or with `precondition`
-    the u above orthogonalised (scaled to Muon's sqrt(max(1, rows / columns))), and is multiplied by
-    (rms(p) / rms(u)) ** trust_power; the rest is multiplied by `vector_scale`.
+    and on each matrix, where `rule` says so, u is the orthogonalised look-ahead of the momentum,
+    (1 - one_minus_beta1) m + one_minus_beta1 g, with `precondition` divided by sqrt(v / c2) + eps
+    before (scaled to Muon's sqrt(max(1, rows / columns))), and is multiplied by
+    (rms(p) / rms(u)) ** trust_power; the rest is multiplied by `vector_scale`. Where `rule` is
+    cautious, entries with u g < 0 are left out at last.
 
     Args:
         rule: Fixed settings.
@@ -272,14 +280,16 @@ def update_block(
             if rule.nesterov:
                 ahead = g.lerp(momentum, (1.0 - hyper.one_minus_beta1).to(dtype))
             if rule.precondition:
-                ahead = ahead / denominator
+                # in half precision an eps of 1e-8 is 0, and an entry without gradient 0 / 0
+                ahead = ahead / denominator.clamp_min(torch.finfo(dtype).tiny)
             for matrix in block_matrices:
                 _orthogonalise_part(rule, matrix, ahead, update)
         if rule.trust_power:
             for matrix in block_matrices:
                 _trust_part(rule, matrix, param, update)
         if rule.cautious:
-            update.mul_(update * g >= 0)
+            # by their signs: a product of small numbers is 0 in half precision
+            update.mul_(update.sign() * g.sign() >= 0)
         if rule.vector_scale != 1.0:
             for part in _outside([slice(m.start, m.stop) for m in block_matrices], param.shape[1]):
                 update[:, part].mul_(rule.vector_scale)

@@ -15,10 +15,9 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,6 @@ from ..env.pool import TaskSpec
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
 from ..inner_tasks.registry import get_task
-from ..optimizers.update import ADAMW, VERSION
 from .learner import HyperparameterPolicy
 
 #: Range of the search around the start, in decades (`scale`) or logit shift; small moves of the
@@ -125,15 +123,15 @@ def find_expert(
 
 def expert_name(task: InnerTask, steps: int, config: EnvConfig, imitation: ImitationConfig) -> str:
     """Name of an expert's file in the cache: changes with all that `find_expert` depends on."""
-    described: dict[str, Any] = {
-        "optimizer": asdict(config.steered)["rule"],
+    rule = config.steered.rule.described()
+    described = {
+        **({"version": rule.pop("version")} if "version" in rule else {}),
+        "optimizer": rule,
         "start": {**config.steered.start, **config.start},
         "controls": config.steered.controls,
         "schedule": config.schedule.to_json(),
         "search": [imitation.trials, imitation.top, HALVING, SEARCH],
     }
-    if config.steered.rule != ADAMW:
-        described["version"] = VERSION
     text = json.dumps(described, sort_keys=True, default=str)
     mark = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"expert-{cache_key(task, steps, FrontierConfig())}-{mark}.json"

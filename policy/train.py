@@ -53,8 +53,8 @@ class TrainConfig(PPOConfig):
         optimizer: What is steered, a name in `env.config.OPTIMIZERS`.
         families: Training families; those whose data is missing are left out, and said so.
         valid_families: Families of the periodic evaluation.
-        valid_per_family: Tasks drawn from each of them; few mislead: with 3 each, an evaluation
-            preferred a checkpoint that 18 other tasks put last.
+        valid_per_family: Tasks drawn from each of them; those with a blunt frontier fall out. Few
+            mislead: with 3 each, an evaluation preferred another checkpoint than 18 tasks did.
         reward_bounds: Octaves of speed that a run can earn the learner, at least and at most.
             Without the upper one, tasks that are won anyway are worth winning by more.
         tasks_per_family: Tasks drawn from each.

@@ -50,7 +50,20 @@ def test_each_variant_lacks_one_part_and_nothing_else() -> None:
         else:
             assert len(rule) + len(moved) + shape == 1, name
     assert found["everything (AdamW, warm-up + cosine)"].rule == ADAMW
-    assert "cautious updates" not in found  # the default does not have it
+    assert "cautious updates" not in found  # this one does not have it
+
+
+def test_the_parts_of_todays_default_are_all_left_out_once() -> None:
+    whole = default(STEERABLE_NAME)
+    found = variants(whole)
+    wanted = {
+        "preconditioning (by the second moment)", "larger steps of vectors", "cautious updates",
+        "orthogonal momentum", "trust ratio", "weight average", "clip",
+    }  # fmt: skip
+    assert wanted <= set(found)
+    assert found["larger steps of vectors"].rule.vector_scale == 1.0
+    assert not found["preconditioning (by the second moment)"].rule.precondition
+    assert len({str(setting) for setting in found.values()}) == len(found)
 
 
 def test_the_default_is_what_its_owner_gets() -> None:

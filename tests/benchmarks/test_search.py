@@ -115,6 +115,14 @@ def test_around_the_default_a_grid_is_compared_and_nothing_is_drawn(tmp_path: Pa
     assert len({json.dumps(s.to_json()) for s in settings}) == 48
 
 
+def test_a_grid_around_a_rule_without_room_has_no_setting_twice() -> None:
+    plain_rule = replace(default(search.STEERABLE_NAME), rule=replace(STEERABLE, trust_power=0.0))
+    held = replace(plain_rule, schedule=Schedule(hold=0.2))
+    for setting, n in ((default(search.STEERABLE_NAME), 48), (plain_rule, 24), (held, 12)):
+        texts = [json.dumps(s.to_json()) for s in search.around(setting)]
+        assert len(texts) == len(set(texts)) == n
+
+
 def test_what_was_measured_for_another_default_is_not_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +161,7 @@ def test_draws_stay_inside_what_the_rule_and_controls_allow() -> None:
             if not each.rule.relative_eps:
                 assert each.values["eps"] < 1e-6
         seen.add(rule.orthogonal)
+        assert near.rule.orthogonal or not near.rule.precondition
     assert seen == {True, False}
     adamw = draw_setting(rng, draw_rule(rng, ADAMW_NAME), ADAMW_NAME)
     assert adamw.rule == ADAMW

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lhopt.cli.main import main
 from lhopt.env import frontier, measured
 from lhopt.env.config import EnvConfig
 from lhopt.env.frontier import POOL_FRONTIER, Frontier, cache_folder, cache_key, get_frontier
@@ -51,6 +52,21 @@ def test_what_is_packed_is_read_instead_of_measured(
     assert archive.read_bytes() == before
     with pytest.raises(AssertionError, match="measured again"):
         get_frontier(task, 80, POOL_FRONTIER)
+
+
+def test_nothing_is_shipped_that_no_default_training_reads() -> None:
+    config = TrainConfig()
+    tasks = len(config.families) * config.tasks_per_family
+    tasks += len(config.valid_families) * config.valid_per_family
+    experts = 2 * len(config.families) * ImitationConfig().tasks_per_family
+    names = list(measured._archive(measured.ARCHIVE))
+    assert len(names) == tasks + experts
+    assert sum(name.startswith("expert-") for name in names) == experts
+
+
+def test_the_command_is_about_the_defaults_and_refuses_all_else() -> None:
+    assert main(["train", "--keep-measured", "--set", "tasks_per_family=2"]) == 2
+    assert main(["train", "--keep-measured", "--env", "local-sgd"]) == 2
 
 
 @pytest.mark.parametrize("optimizer", ["lhopt.SteerableAdamW", "torch.optim.AdamW"])

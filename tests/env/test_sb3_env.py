@@ -88,6 +88,11 @@ def test_bounds_hold_for_the_learner_and_not_for_the_record(
     assert ends  # some were bounded
 
 
+def test_bounds_that_are_no_interval_are_refused(pool: TaskPool, config: EnvConfig) -> None:
+    with pytest.raises(ConfigurationError, match="lower one comes first"):
+        make(pool, config, bounds=(1.5, -2.0))
+
+
 def test_episode_lengths_are_counted(pool: TaskPool) -> None:
     vec, _ = make(pool, EnvConfig(intervals=(4, 4)))
     vec.reset()

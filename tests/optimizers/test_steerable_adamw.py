@@ -227,6 +227,20 @@ def test_cautious_updates_leave_out_what_would_climb_and_nothing_else() -> None:
     assert p[1] < before[1]
 
 
+def test_half_precision_survives_rows_without_a_gradient() -> None:
+    """An eps of 1e-8 is 0 in float16, and so is the product of a small update and gradient."""
+    p = torch.full((4, 4), 0.5, dtype=torch.float16)
+    optimizer = SteerableAdamW([p])
+    for step in range(4):
+        g = gradient(p.double(), step).half() * 1e-3
+        g[1] = 0.0
+        p.grad = g
+        before = p.clone()
+        optimizer.step()
+        assert torch.isfinite(p).all()
+    assert not torch.equal(p, before)
+
+
 def test_running_bias_correction_is_exact_while_betas_move() -> None:
     """With a constant gradient both corrected moments are g and g**2, whatever the betas."""
     p = torch.zeros(3).double()
