@@ -14,14 +14,11 @@ DEFAULT = "adamw"
 #: Optimizers that `DEFAULT` must not be taken for unasked, and why; `lhopt bench suited` measures
 #: it on training tasks.
 UNSUITED: dict[str, str] = {
-    "lhopt.AGD": "it derives its own step size, and with the default policy's decay on top it did "
-    "worse than alone",
     "torch.optim.Adadelta": "its rate is a unitless 1, and lowering it as the default policy does "
     "did worse than nothing",
     "prodigyopt.Prodigy": "its rate is a factor on a step size that it finds by itself",
-    "torch.optim.Adagrad": "its rate decays by itself, and with the default policy's decay on top "
-    "it gained nothing",
-    "torch.optim.RMSprop": "with the default policy on top it gained nothing",
+    "lhopt.LARS": "its rate is a thousand times a relative change, and with the default policy on "
+    "top it did worse than alone",
 }
 
 

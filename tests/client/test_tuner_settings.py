@@ -145,8 +145,8 @@ def test_a_loop_that_never_reports_is_told_so_and_keeps_the_default_schedule(
 
 
 def test_the_default_policy_is_not_taken_where_it_does_harm(job: Any) -> None:
-    optimizer = torch.optim.Adagrad(job.groups())
-    with pytest.raises(ConfigurationError, match=r"Adagrad.*policy='adamw'"):
+    optimizer = torch.optim.Adadelta(job.groups())
+    with pytest.raises(ConfigurationError, match=r"Adadelta.*policy='adamw'"):
         Tuner(optimizer, 60)
     Tuner(optimizer, 60, policy="adamw").close()
 
