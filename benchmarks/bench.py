@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -483,9 +484,8 @@ def run_bench(
 
 def _described(name: str) -> dict[str, Any]:
     """What a row owes to its optimizer."""
-    rule = get_optimizer(name).rule.described()
-    version = {"version": rule.pop("version")} if "version" in rule else {}
-    return {"rule": rule, "defaults": real.default_values(name), **version}
+    rule = get_optimizer(name).rule
+    return {"rule": asdict(rule), "defaults": real.default_values(name), **rule.meaning()}
 
 
 def _hash(described: Mapping[str, Any]) -> str:

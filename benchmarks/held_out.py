@@ -22,10 +22,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core.errors import ConfigurationError, UnknownNameError
-from ..env.pool import draw_specs
 from ..inner_tasks.registry import Configured, get_family, parse
 from ..policy import bundled
-from ..policy.train import TRAIN_FAMILIES, VALID_FAMILIES, TrainConfig, imitation_specs
+from ..policy.train import (
+    TRAIN_FAMILIES,
+    VALID_FAMILIES,
+    TrainConfig,
+    imitation_specs,
+    pool_specs,
+)
 from .tasks import ALL, HELD_OUT_ARCHITECTURES, HELD_OUT_DATASETS
 
 FILE: Final = Path(__file__).parent / "training_tasks.json"
@@ -74,10 +79,8 @@ def describe(name: str) -> Description:
 
 def task_names(config: TrainConfig) -> list[str]:
     """Tasks of a training: defaults of its families, and the draws of each of its stages."""
-    drawn = draw_specs(config.families, config.tasks_per_family, config.steps, config.seed)
-    drawn += draw_specs(
-        config.valid_families, config.valid_per_family, config.steps, config.seed + 7
-    )
+    specs, valid = pool_specs(config, config.families, config.valid_families)
+    drawn = specs + valid
     if config.imitation is not None:
         drawn += imitation_specs(config)
     return [*config.families, *config.valid_families, *(spec.task for spec in drawn)]

@@ -39,7 +39,7 @@ from .arms import transferred
 
 #: Settings of a batch, and intervals of a run: the schedule moves between them, as in service.
 BATCH, INTERVALS = 24, 32
-#: Octaves of speed that one run can count for, at most and at least.
+#: Octaves of speed that one run can count for, at least and at most.
 CLIP = (-1.5, 1.5)
 STEERABLE_NAME, ADAMW_NAME = "lhopt.SteerableAdamW", "torch.optim.AdamW"
 
@@ -401,7 +401,7 @@ def _name(entry: Entry) -> str:
 
 
 def _mark(batch: Sequence[Setting], seeds: Sequence[int]) -> str:
-    meaning = [setting.rule.described() for setting in batch]
+    meaning = [setting.rule.meaning() for setting in batch]
     return _digest([[setting.to_json() for setting in batch], meaning, list(seeds)])
 
 

@@ -8,8 +8,8 @@ once per parameter with K = 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -81,11 +81,10 @@ class StepRule:
         if self.vector_scale <= 0.0:
             raise ConfigurationError(f"vector_scale is {self.vector_scale}; it must be above 0.")
 
-    def described(self) -> dict[str, Any]:
-        """What a measurement of this rule is filed under: its fields, and what they mean today."""
+    def meaning(self) -> dict[str, int]:
+        """What a measurement of this rule is filed under, beside its fields."""
         # plain AdamW means what it always did, and what was measured of it stays good
-        version = {} if self == ADAMW else {"version": RULE_VERSION}
-        return {**asdict(self), **version}
+        return {} if self == ADAMW else {"version": RULE_VERSION}
 
 
 #: torch.optim.AdamW to the letter, formula for moving betas included.

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 
@@ -123,10 +123,9 @@ def find_expert(
 
 def expert_name(task: InnerTask, steps: int, config: EnvConfig, imitation: ImitationConfig) -> str:
     """Name of an expert's file in the cache: changes with all that `find_expert` depends on."""
-    rule = config.steered.rule.described()
     described = {
-        **({"version": rule.pop("version")} if "version" in rule else {}),
-        "optimizer": rule,
+        **config.steered.rule.meaning(),
+        "optimizer": asdict(config.steered.rule),
         "start": {**config.steered.start, **config.start},
         "controls": config.steered.controls,
         "schedule": config.schedule.to_json(),

@@ -261,15 +261,20 @@ def available(families: Sequence[str]) -> list[str]:
     return [family for family in families if family in there]
 
 
+def pool_specs(
+    config: TrainConfig, families: Sequence[str], valid_families: Sequence[str]
+) -> tuple[list[TaskSpec], list[TaskSpec]]:
+    """Candidates for PPO's pool and for the evaluation's, drawn from those families."""
+    return (
+        draw_specs(families, config.tasks_per_family, config.steps, config.seed),
+        draw_specs(valid_families, config.valid_per_family, config.steps, config.seed + 7),
+    )
+
+
 def measured_names(config: TrainConfig) -> list[str]:
     """Files of the cache that a training with this configuration reads before its first update."""
-    specs = draw_specs(
-        available(config.families), config.tasks_per_family, config.steps, config.seed
-    )
-    specs += draw_specs(
-        available(config.valid_families), config.valid_per_family, config.steps, config.seed + 7
-    )
-    names = [f"{cache_key(get_task(s.task), s.steps, POOL_FRONTIER)}.json" for s in specs]
+    specs, valid = pool_specs(config, available(config.families), available(config.valid_families))
+    names = [f"{cache_key(get_task(s.task), s.steps, POOL_FRONTIER)}.json" for s in specs + valid]
     if config.imitation is not None:
         imitation = ImitationConfig(**config.imitation)
         names += [
@@ -302,8 +307,7 @@ def make_pools(
         costs: Whether to measure it; a training that is resumed has the weights that came of it.
     """
     train, valid = available(config.families), available(config.valid_families)
-    specs = draw_specs(train, config.tasks_per_family, config.steps, config.seed)
-    valid_specs = draw_specs(valid, config.valid_per_family, config.steps, config.seed + 7)
+    specs, valid_specs = pool_specs(config, train, valid)
     n = len(specs) + len(valid_specs)
     measure = partial(
         seconds_per_run_step,
