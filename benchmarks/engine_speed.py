@@ -17,8 +17,12 @@ import torch
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, BatchOrder, initial_params
 from ..inner_tasks.registry import get_task
+from ..optimizers.update import ADAMW, STEERABLE
 
 WIDTHS = (1, 8, 32, 128)
+#: Numbers of runs on an accelerator, and tasks: an MLP, a CNN and a recurrent net.
+DEVICE_WIDTHS = (128, 1024, 8192)
+DEVICE_CASES = ("digits-mlp", "digits-cnn", "char-gru")
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,43 @@ def lines(speed: Speed) -> Iterator[str]:
     ratio = speed.ratios[k]
     verdict = "reached" if speed.reached else f"MISSED by {1.0 - ratio / wanted:.0%}"
     yield f"  bar: x{wanted:g} at K = {k}: {verdict}"
+
+
+def on_device(
+    device: str, widths: Sequence[int] = DEVICE_WIDTHS, steps: int = 60, rounds: int = 3
+) -> Iterator[str]:
+    """Wall-clock rates of the engine on an accelerator, beside one CPU thread at its best K.
+
+    In one process, in turns; medians. The rule is the one policies are trained on.
+
+    Args:
+        device: As torch names it.
+        widths: Numbers of runs K on the device.
+        steps: Steps per turn.
+        rounds: Turns.
+    """
+    where = torch.device(device)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else device
+    yield f"{name}: wall clock, AdamW and SteerableAdamW; x: against one CPU thread, K = 128\n"
+    for case in DEVICE_CASES:
+        task = get_task(case)
+        yield case
+        for label, rule in (("AdamW", ADAMW), ("SteerableAdamW", STEERABLE)):
+            rates: dict[str, list[float]] = {}
+            cells = [("cpu", 128), *((device, k) for k in widths)]
+            batches = [BatchedRuns(task, range(k), rule=rule, device=d) for d, k in cells]
+            for batch in batches:
+                batch.advance(3)
+            for _ in range(rounds):
+                for (d, k), batch in zip(cells, batches, strict=True):
+                    began = time.perf_counter()
+                    batch.advance(steps)  # waits for the losses of every step
+                    rate = k * steps / (time.perf_counter() - began)
+                    rates.setdefault(f"{d} {k}", []).append(rate)
+            medians = {cell: float(np.median(found)) for cell, found in rates.items()}
+            base = medians["cpu 128"]
+            for cell, rate in medians.items():
+                yield f"  {label:<15} {cell:<12} {rate:>12,.0f} runs x steps/s  x{rate / base:.1f}"
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..core.types import FloatArray, IntArray
 from ..inner_tasks.base import InnerTask
@@ -16,6 +17,8 @@ from .tuning import SCHEDULES, Setting
 CURVE_POINTS = 50
 #: Parameters, and runs, that one batch holds at most: bounds memory, and keeps a step in cache.
 MAX_PARAMETERS, MAX_RUNS = 2_000_000, 96
+#: The same where an accelerator holds the runs: there a step costs its launches, not its width.
+ACCELERATOR_PARAMETERS, ACCELERATOR_RUNS = 64_000_000, 512
 #: Steps per piece: data order and rates of longer runs are not held at once.
 _PIECE = 256
 
@@ -41,6 +44,7 @@ def train(
     *,
     progress: Callable[[int], None] | None = None,
     max_runs: int | None = None,
+    device: str = "cpu",
 ) -> FloatArray:
     """Train every run to its end: `(runs, 2)` losses on `outer_valid` and `test`.
 
@@ -52,19 +56,27 @@ def train(
         runs: Any order, any lengths.
         progress: Called with the number of steps of all runs that were done since the last call.
         max_runs: Runs per batch; by default as many as `MAX_PARAMETERS` and `MAX_RUNS` allow.
+        device: Where the runs live.
     """
-    width = max_runs or max(1, min(MAX_RUNS, MAX_PARAMETERS // max(task.n_params(), 1)))
+    on_cpu = torch.device(device).type == "cpu"
+    parameters, most = (
+        (MAX_PARAMETERS, MAX_RUNS) if on_cpu else (ACCELERATOR_PARAMETERS, ACCELERATOR_RUNS)
+    )
+    width = max_runs or max(1, min(most, parameters // max(task.n_params(), 1)))
     # runs of like length share a batch
     order = np.argsort([run.steps for run in runs], kind="stable")
     out = np.full((len(runs), 2), np.inf)
     for start in range(0, len(order), width):
         rows = order[start : start + width]
-        out[rows] = _train_batch(task, [runs[i] for i in rows], progress)
+        out[rows] = _train_batch(task, [runs[i] for i in rows], progress, device)
     return out
 
 
 def _train_batch(
-    task: InnerTask, runs: Sequence[Run], progress: Callable[[int], None] | None
+    task: InnerTask,
+    runs: Sequence[Run],
+    progress: Callable[[int], None] | None,
+    device: str,
 ) -> FloatArray:
     """Train one batch, `runs` ascending in length."""
     settings = [run.setting for run in runs]
@@ -73,7 +85,8 @@ def _train_batch(
         set(curve_steps(run.steps).tolist()) if task.selection == "best" else {run.steps}
         for run in runs
     ]
-    batch = BatchedRuns(task, [run.seed for run in runs], _engine_settings(settings))
+    seeds = [run.seed for run in runs]
+    batch = BatchedRuns(task, seeds, _engine_settings(settings), device=device)
     active = np.arange(len(runs))
     best = np.full((len(runs), 2), np.inf)
     pieces = set(range(_PIECE, int(total.max()), _PIECE))

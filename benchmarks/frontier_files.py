@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,6 +97,7 @@ def measure(
     protocol: Protocol,
     *,
     progress: Callable[[int], None] | None = None,
+    device: str = "cpu",
 ) -> Pair:
     """Tune both baselines, then train both to the end at every horizon on the evaluation seeds.
 
@@ -104,6 +106,7 @@ def measure(
         steps: Inner steps of horizon 1.
         protocol: How.
         progress: Called with the number of inner steps that were done since the last call.
+        device: Where the runs live.
 
     Raises:
         FrontierError: Every trial diverged.
@@ -111,11 +114,11 @@ def measure(
 
     def attempt(settings: Sequence[Setting], seeds: Sequence[int]) -> FloatArray:
         runs = [Run(s, seed, steps) for s in settings for seed in seeds]
-        losses = train(task, runs, progress=progress)[:, 0]
+        losses = train(task, runs, progress=progress, device=device)[:, 0]
         return losses.reshape(len(settings), len(seeds))
 
     return frontiers_of(
-        task, steps, protocol, tune(attempt, protocol), choose(attempt, protocol), progress
+        task, steps, protocol, tune(attempt, protocol), choose(attempt, protocol), progress, device
     )
 
 
@@ -126,6 +129,7 @@ def frontiers_of(
     k24: Tuned,
     five_by_seven: Tuned,
     progress: Callable[[int], None] | None = None,
+    device: str = "cpu",
 ) -> Pair:
     """The frontiers of two settings that are tuned already, trained side by side."""
     lengths = [max(2, round(h * steps)) for h in protocol.horizons]
@@ -135,7 +139,8 @@ def frontiers_of(
         for length in lengths
         for seed in protocol.seeds
     ]
-    table = train(task, runs, progress=progress).reshape(2, len(lengths), len(protocol.seeds), 2)
+    losses = train(task, runs, progress=progress, device=device)
+    table = losses.reshape(2, len(lengths), len(protocol.seeds), 2)
 
     def frontier(strength: Strength, tuned: Tuned, losses: FloatArray) -> BenchFrontier:
         trials = tuple(
@@ -230,13 +235,16 @@ def load(path: Path, wanted: dict[str, Any]) -> Pair | None:
         raise FrontierError(f"{path} cannot be read ({error!r}); delete it.") from error
 
 
-def save(path: Path, measured: dict[str, Any], pair: Pair) -> None:
+def save(path: Path, measured: dict[str, Any], pair: Pair, device: str = "cpu") -> None:
     """Write both frontiers and where they come from."""
+    where = torch.device(device)
+    on = "" if where.type == "cpu" else f" --device {where.type}"
     row = {
-        "made_by": f"lhopt bench frontiers --fresh --task {measured['task']}",
+        "made_by": f"lhopt bench frontiers --fresh --task {measured['task']}{on}",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "device": "cpu" if where.type == "cpu" else torch.cuda.get_device_name(where),
         "measured": measured,
         "k24": to_json(pair.k24),
         "five_by_seven": to_json(pair.five_by_seven),
@@ -266,6 +274,7 @@ def bench_task(
     shipped: Path = SHIPPED,
     report: Report | None = None,
     progress: Callable[[int], None] | None = None,
+    device: str = "cpu",
 ) -> BenchTask:
     """A task with its frontiers: shipped, else from the cache, else measured now.
 
@@ -278,6 +287,7 @@ def bench_task(
         shipped: Folder of the shipped frontiers.
         report: Called with a line before a measurement, which takes minutes.
         progress: Called with the number of inner steps done since the last call.
+        device: Where a measurement's runs live; what is there already is taken from any device.
     """
     protocol = protocol or protocol_of(tier)
     task = get_task(spec.task)
@@ -292,10 +302,12 @@ def bench_task(
         if report:
             why = "" if fresh or not ours.exists() else _difference(ours, wanted)
             report(f"measuring the baselines of {spec.task}, {spec.steps} steps{why}")
-        found = measure(task, spec.steps, protocol, progress=progress)
-        save(cached, wanted, found)
+        found = measure(task, spec.steps, protocol, progress=progress, device=device)
+        save(cached, wanted, found, device)
     if fresh or ship:
-        save(ours, wanted, found)
+        ours.parent.mkdir(parents=True, exist_ok=True)
+        # as it lies in the cache, which knows where it was measured
+        shutil.copyfile(cached, ours)
     return BenchTask(spec, task, tier, found.k24, found.five_by_seven, task.selection)
 
 

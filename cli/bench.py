@@ -76,6 +76,10 @@ def add_parser(subparsers: Any) -> None:
         help="only these tasks of the tier, or families",
     )  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="with `frontiers`: measure them again")
+    parser.add_argument(
+        "--device", default="cpu",
+        help="with `frontiers` and `engine`: of the runs (cpu, cuda; default: %(default)s)",
+    )  # fmt: skip
     parser.set_defaults(func=run)
 
 
@@ -88,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.fresh and args.what not in ("frontiers", "held-out"):
         raise ConfigurationError("--fresh belongs to `lhopt bench frontiers` and `held-out`.")
+    if args.device != "cpu" and args.what not in ("frontiers", "engine"):
+        raise ConfigurationError("--device belongs to `lhopt bench frontiers` and `engine`.")
     try:
         import matplotlib  # noqa: F401  (a bench of minutes must not fail at its picture)
         import torch
@@ -100,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     try:
         if args.what == "engine":
-            return _engine()
+            return _engine(args.device)
         if args.what == "held-out":
             return _held_out(fresh=args.fresh)
         if args.what in EXPERIMENTS:
@@ -175,8 +181,13 @@ def _held_out(*, fresh: bool) -> int:
     return 0 if sound else 1
 
 
-def _engine() -> int:
-    from ..benchmarks.engine_speed import CASES, lines, measure
+def _engine(device: str) -> int:
+    from ..benchmarks.engine_speed import CASES, lines, measure, on_device
+
+    if device != "cpu":
+        for line in on_device(device):
+            print(line, flush=True)
+        return 0
 
     print("CPU time on one thread, in turns, medians; x: against one run at a time\n", flush=True)
     for case in CASES:
@@ -211,8 +222,9 @@ def _frontiers(args: argparse.Namespace) -> int:
     for spec, tier in chosen(args.tier, args.tasks):
         with tqdm(unit="step", unit_scale=True, desc=spec.task, leave=False) as bar:
             task = bench_task(
-                spec, tier, fresh=args.fresh, report=tqdm.write, progress=partial(_advance, bar)
-            )
+                spec, tier, fresh=args.fresh, report=tqdm.write, progress=partial(_advance, bar),
+                device=args.device,
+            )  # fmt: skip
         print(lines(task), flush=True)
     return 0
 

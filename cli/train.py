@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,7 +71,11 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the folder")
     parser.add_argument("--device", default="cpu", help="of the inner runs (cpu, cuda)")
-    parser.add_argument("--processes", type=int, default=2, help="frontiers measured at once")
+    parser.add_argument(
+        "--processes", type=int, default=2,
+        help="that share the frontiers, experts, runs and evaluations; the policy does not depend "
+        "on their number (default 2)",
+    )  # fmt: skip
     parser.set_defaults(func=run)
 
 
@@ -131,13 +136,14 @@ def _run(args: argparse.Namespace) -> int:
     trainer = Trainer(
         config, args.folder, pool, valid, device=args.device, processes=args.processes
     )
-    (args.folder / CONFIG).write_text(json.dumps(config.to_json(), indent=1) + "\n")
-    if args.resume:
-        trainer.resume()
-        print(f"resumed after update {trainer.update}")
-    if not _warm_start(trainer):
-        return 130
-    policy = _learn(trainer, config.updates)
+    with closing(trainer):
+        (args.folder / CONFIG).write_text(json.dumps(config.to_json(), indent=1) + "\n")
+        if args.resume:
+            trainer.resume()
+            print(f"resumed after update {trainer.update}")
+        if not _warm_start(trainer):
+            return 130
+        policy = _learn(trainer, config.updates)
     print(f"policy {policy.name} ({policy.digest[:12]}) in {args.folder}")
     return 0
 

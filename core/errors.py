@@ -14,6 +14,7 @@
     +-- OptimizerContractError  an optimizer that breaks the contract of `check_optimizer`
     +-- FrontierError           a frontier that cannot be read, or does not cover what is asked
     +-- ResumeError             `--resume` with a checkpoint of another configuration
+    +-- WorkerError             a process of an environment failed or is gone
     +-- WorkerLostError         a process of Local SGD is gone or silent (ConnectionError)
     +-- ProtocolError           the server speaks another wire version; retrying cannot help
 
@@ -107,6 +108,10 @@ class FrontierError(LhoptError):
 
 class ResumeError(LhoptError):
     """A checkpoint of another configuration than the one asked for."""
+
+
+class WorkerError(LhoptError):
+    """A process that trains some of an environment's runs failed, or is gone."""
 
 
 class WorkerLostError(LhoptError, ConnectionError):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .frontier import Frontier, FrontierConfig, get_frontier
     from .pool import TaskPool, TaskSpec, build_pool
     from .sb3 import Sb3VecEnv
+    from .sharded import ShardedVectorEnv
     from .single import HyperparameterEnv
     from .vector import HyperparameterVectorEnv
 
@@ -44,6 +45,7 @@ __all__ = [
     "HyperparameterEnv",
     "HyperparameterVectorEnv",
     "Sb3VecEnv",
+    "ShardedVectorEnv",
     "TaskPool",
     "TaskSpec",
     "build_pool",
@@ -58,6 +60,7 @@ _HOME = {
     "HyperparameterEnv": "single",
     "HyperparameterVectorEnv": "vector",
     "Sb3VecEnv": "sb3",
+    "ShardedVectorEnv": "sharded",
     "TaskPool": "pool",
     "TaskSpec": "pool",
     "build_pool": "pool",

@@ -29,6 +29,12 @@ def action_space(config: EnvConfig) -> gym.spaces.MultiDiscrete:
     return gym.spaces.MultiDiscrete([len(c.choices) for c in config.controls])
 
 
+def spaces_of(pool: TaskPool, config: EnvConfig) -> tuple[gym.spaces.Box, gym.spaces.MultiDiscrete]:
+    """Observations of one run, with the columns that only a critic may see, and its actions."""
+    width = len(FEATURES) + (PrivilegedView(pool, config).size if config.privileged else 0)
+    return gym.spaces.Box(-BOUND, BOUND, (width,), np.float32), action_space(config)
+
+
 class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
     """Steer many inner training runs at once; an episode is one run.
 
@@ -51,6 +57,8 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         runs_per_bucket: Runs in each; 32 or more, or batching gains little.
         seed: Of everything that is drawn; same seed, same episodes.
         device: Where the runs live.
+        first_bucket: Number of the first bucket: what a bucket draws depends on its number alone,
+            so buckets can be shared out over environments (`ShardedVectorEnv`).
 
     Raises:
         ConfigurationError: No bucket, no run, or a bucket that is not whole groups.
@@ -67,6 +75,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         runs_per_bucket: int = 32,
         seed: int = 0,
         device: str = "cpu",
+        first_bucket: int = 0,
     ) -> None:
         if n_buckets < 1 or runs_per_bucket < 1:
             raise ConfigurationError(
@@ -83,12 +92,11 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         self.privileged = PrivilegedView(pool, self.config) if self.config.privileged else None
         self.n_buckets, self.runs_per_bucket = n_buckets, runs_per_bucket
         self.num_envs = n_buckets * runs_per_bucket
-        width = len(FEATURES) + (self.privileged.size if self.privileged else 0)
-        self.single_observation_space = gym.spaces.Box(-BOUND, BOUND, (width,), np.float32)
-        self.single_action_space = action_space(self.config)
+        self.single_observation_space, self.single_action_space = spaces_of(pool, self.config)
+        width = self.single_observation_space.shape[0]
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._seed = seed
+        self._seed, self._first = seed, first_bucket
         self._episodes: list[Episode] = []
         self._counts = [0] * n_buckets
         self._observation = np.zeros((self.num_envs, width), np.float32)
@@ -165,7 +173,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         return slice(bucket * self.runs_per_bucket, (bucket + 1) * self.runs_per_bucket)
 
     def _draw(self, bucket: int) -> Episode:
-        rng = np.random.default_rng([self._seed, bucket, self._counts[bucket]])
+        rng = np.random.default_rng([self._seed, self._first + bucket, self._counts[bucket]])
         self._counts[bucket] += 1
         entry = self.pool.sample(rng)
         drawn = draw(self.config, rng, self.runs_per_bucket)

@@ -249,11 +249,11 @@ class BatchedRuns:
         if rows is not None:
             flat = flat[torch.from_numpy(picked).to(self.device)]
         total, n = torch.zeros(len(picked), dtype=torch.float64), len(batch[0])
+        # on the CPU small enough that the activations of K runs stay in cache
+        chunk = 64 if self.device.type == "cpu" else 1024
         with torch.no_grad():
-            for start in range(
-                0, n, 64
-            ):  # small enough that the activations of K runs stay in cache
-                part = tuple(a[start : start + 64] for a in batch)
+            for start in range(0, n, chunk):
+                part = tuple(a[start : start + chunk] for a in batch)
                 loss: Tensor = self._evaluate(self.params(flat), part)
                 total += loss.double().cpu() * len(part[0])
         out = (total / n).numpy()

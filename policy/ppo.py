@@ -376,7 +376,12 @@ class _Progress(BaseCallback):
         self.trainer, self.on_update = trainer, on_update
         self._running = False
         self._stop = False
-        self._clock = time.process_time()
+        self._clock = self._now()
+
+    def _now(self) -> float:
+        """CPU seconds so far, those of the environment's own processes included."""
+        workers: float = getattr(self.trainer.vec.env, "worker_seconds", 0.0)
+        return time.process_time() + workers
 
     def interrupt(self, *_: Any) -> None:
         """Ask for a stop after the running update; a second Ctrl-C ends at once."""
@@ -410,7 +415,7 @@ class _Progress(BaseCallback):
         with torch.no_grad():
             for key, value in trainer.model.policy.state_dict().items():
                 trainer.averaged[key].lerp_(value, 1.0 - config.average)
-        now = time.process_time()
+        now = self._now()
         trainer.seconds += now - self._clock
         self._clock = now
         row = {"update": float(trainer.update), **self._rollout()}

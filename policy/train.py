@@ -5,22 +5,34 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..core.errors import ResumeError, UnknownNameError
 from ..core.features import FEATURES
 from ..env.config import EnvConfig
-from ..env.frontier import POOL_FRONTIER, SPEED_BOUNDS, cache_key
-from ..env.pool import TaskPool, TaskSpec, build_pool, draw_specs, seconds_per_run_step
+from ..env.frontier import POOL_FRONTIER, SPEED_BOUNDS, Frontier, cache_key
+from ..env.pool import (
+    Entry,
+    TaskPool,
+    TaskSpec,
+    build_pool,
+    draw_specs,
+    seconds_per_run_step,
+)
 from ..env.sb3 import Sb3VecEnv
+from ..env.sharded import ShardedVectorEnv
 from ..env.vector import HyperparameterVectorEnv
 from ..inner_tasks.registry import FAMILIES, get_task
 from ..inner_tasks.registry import families as all_families
@@ -81,7 +93,8 @@ class TrainConfig(PPOConfig):
     cost_power: float = 1.0
     group_size: int | None = 8
     privileged: bool = True
-    n_buckets: int = 5
+    n_buckets: int = 6
+    batch_size: int = 1920
     runs_per_bucket: int = 32
     imitation: Mapping[str, Any] | None = field(default_factory=dict)
     selection: Selection = "mean"
@@ -118,7 +131,8 @@ class Trainer(PPOTrainer[Policy]):
         pool: Training tasks.
         valid: Tasks of the periodic evaluation; without it there is none.
         device: Of the inner runs; the learner stays on the CPU.
-        processes: Of the warm start's search for experts.
+        processes: That share the runs, the evaluations and the warm start's search for experts;
+            the same policy comes out whatever their number.
     """
 
     reward = "log2_speed"
@@ -135,13 +149,18 @@ class Trainer(PPOTrainer[Policy]):
     ) -> None:
         self.pool, self.valid, self.env_config = pool, valid, config.env_config()
         self._processes = processes
-        env = HyperparameterVectorEnv(
-            pool,
-            self.env_config,
-            n_buckets=config.n_buckets,
-            runs_per_bucket=config.runs_per_bucket,
-            seed=config.seed,
-            device=device,
+        self._evaluators: ProcessPoolExecutor | None = None
+        sizes: dict[str, Any] = {
+            "n_buckets": config.n_buckets,
+            "runs_per_bucket": config.runs_per_bucket,
+            "seed": config.seed,
+            "device": device,
+        }
+        shards = min(processes, config.n_buckets)
+        env: HyperparameterVectorEnv | ShardedVectorEnv = (
+            ShardedVectorEnv(pool, self.env_config, processes=shards, **sizes)
+            if shards > 1
+            else HyperparameterVectorEnv(pool, self.env_config, **sizes)
         )
         vec = Sb3VecEnv(
             env, baseline=config.baseline, seed=config.seed, bounds=config.reward_bounds
@@ -195,24 +214,32 @@ class Trainer(PPOTrainer[Policy]):
         """
         if self.valid is None:
             return {}
-        policy = self.export(best=False)
-        noise = self.env_config.steered.noise["learning_rate"]
-        base = self.env_config.steered.start["learning_rate"]
-        starts = {"learning_rate": base * 10.0 ** np.linspace(-noise, noise, n_runs)}
-        speeds: dict[str, list[float]] = defaultdict(list)
-        for entry in self.valid.entries:
-            result = run(
-                entry,
-                self.env_config,
-                lambda episode: closed_loop(policy, episode.n_runs),
-                seeds=list(range(5000, 5000 + n_runs)),
-                starts=starts,
+        work = partial(
+            _evaluated,
+            policy=self.export(best=False),
+            config=self.env_config,
+            n_runs=n_runs,
+            bounds=self.config.reward_bounds or SPEED_BOUNDS,
+        )
+        entries = [(entry.spec, entry.frontier) for entry in self.valid.entries]
+        if self._processes > 1 and self._evaluators is None:
+            self._evaluators = ProcessPoolExecutor(
+                self._processes, get_context("spawn"), initializer=_ignore_interrupts
             )
-            bounds = self.config.reward_bounds or SPEED_BOUNDS
-            speeds[entry.spec.family].append(float(np.clip(result.log2_speed, *bounds).mean()))
+        found = self._evaluators.map(work, entries) if self._evaluators else map(work, entries)
+        speeds: dict[str, list[float]] = defaultdict(list)
+        for (spec, _), (speed, seconds) in zip(entries, found, strict=True):
+            speeds[spec.family].append(speed)
+            self.seconds += seconds if self._evaluators else 0.0
         out = {f"eval/{family}": float(np.mean(v)) for family, v in speeds.items()}
         out["eval/mean_reward"] = float(np.mean(list(out.values())))
         return out
+
+    def close(self) -> None:
+        """End the processes that share the runs and the evaluations."""
+        self.vec.close()
+        if self._evaluators is not None:
+            self._evaluators.shutdown()
 
     def _tasks(self) -> list[list[Any]]:
         """Name and steps of each training task."""
@@ -229,6 +256,33 @@ class Trainer(PPOTrainer[Policy]):
                 f"{', ...' if len(other) > 5 else ''}. Point LHOPT_DATA at the data it was started "
                 "with, or use another folder."
             )
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole process group; the parent decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _evaluated(
+    job: tuple[TaskSpec, Frontier],
+    policy: Policy,
+    config: EnvConfig,
+    n_runs: int,
+    bounds: tuple[float, float],
+) -> tuple[float, float]:
+    """A policy's mean bounded log2 speed on one task, and the CPU seconds it took to find out."""
+    torch.set_num_threads(1)
+    clock, (spec, frontier) = time.process_time(), job
+    noise, base = config.steered.noise["learning_rate"], config.steered.start["learning_rate"]
+    result = run(
+        Entry(spec, get_task(spec.task), frontier),
+        config,
+        lambda episode: closed_loop(policy, episode.n_runs),
+        seeds=list(range(5000, 5000 + n_runs)),
+        starts={"learning_rate": base * 10.0 ** np.linspace(-noise, noise, n_runs)},
+    )
+    speed = float(np.clip(result.log2_speed, *bounds).mean())
+    return speed, time.process_time() - clock
 
 
 def _children_seconds() -> float:
