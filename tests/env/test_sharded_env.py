@@ -13,11 +13,10 @@ import pytest
 from lhopt.core.errors import ConfigurationError, WorkerError
 from lhopt.env.config import EnvConfig
 from lhopt.env.pool import TaskPool
-from lhopt.env.sb3 import Sb3VecEnv
 from lhopt.env.sharded import ShardedVectorEnv
 from lhopt.env.vector import HyperparameterVectorEnv
 
-SIZES = {"n_buckets": 3, "runs_per_bucket": 4, "seed": 5}
+SIZES: dict[str, Any] = {"n_buckets": 3, "runs_per_bucket": 4, "seed": 5}
 
 
 @contextmanager
@@ -64,17 +63,6 @@ def test_workers_change_nothing_and_a_run_goes_on_with_another_number_of_them(
             theirs = alone.step(action)
             same(other.step(action), theirs)
             same(three.step(action), theirs)
-
-
-def test_the_learner_sees_it_as_any_other(pool: TaskPool, config: EnvConfig) -> None:
-    alone = Sb3VecEnv(HyperparameterVectorEnv(pool, config, **SIZES), seed=1)
-    with sharded(pool, config) as env:
-        vec = Sb3VecEnv(env, seed=1)
-        np.testing.assert_array_equal(vec.reset(), alone.reset())
-        for action in actions(env, 8):
-            mine, theirs = vec.step(action), alone.step(action)
-            for x, y in zip(mine[:3], theirs[:3], strict=True):
-                np.testing.assert_array_equal(x, y)
 
 
 def test_a_worker_that_fails_says_why_and_one_that_is_gone_is_noticed(

@@ -45,7 +45,8 @@ def test_a_resumed_training_continues_to_the_bit(pool: TaskPool, tmp_path: Path)
     assert signal.getsignal(signal.SIGINT) is before
 
     torch.manual_seed(77)  # whatever happened in the new process
-    resumed = Trainer(CONFIG, tmp_path / "cut", pool, pool)
+    # and on another number of processes
+    resumed = Trainer(CONFIG, tmp_path / "cut", pool, pool, processes=2)
     resumed.resume()
     got = resumed.learn()
     for a, b in zip(weights(whole), weights(resumed), strict=True):
@@ -58,6 +59,7 @@ def test_a_resumed_training_continues_to_the_bit(pool: TaskPool, tmp_path: Path)
         x, y = whole.vec.step(hold_still), resumed.vec.step(hold_still)
         np.testing.assert_array_equal(np.asarray(x[0]), np.asarray(y[0]))
         np.testing.assert_array_equal(x[1], y[1])
+    resumed.close()
     assert resumed.curve == whole.curve
     assert [row["update"] for row in whole.curve] == [1, 2, 3, 4]
     for name, array in expected.weights.items():
