@@ -55,7 +55,8 @@ def train(
         task: What is trained.
         runs: Any order, any lengths.
         progress: Called with the number of steps of all runs that were done since the last call.
-        max_runs: Runs per batch; by default as many as `MAX_PARAMETERS` and `MAX_RUNS` allow.
+        max_runs: Runs per batch; by default as many as `MAX_PARAMETERS` and `MAX_RUNS` allow, on
+            an accelerator `ACCELERATOR_PARAMETERS` and `ACCELERATOR_RUNS`.
         device: Where the runs live.
     """
     on_cpu = torch.device(device).type == "cpu"

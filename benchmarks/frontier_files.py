@@ -244,7 +244,7 @@ def save(path: Path, measured: dict[str, Any], pair: Pair, device: str = "cpu") 
         "torch": torch.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "device": "cpu" if where.type == "cpu" else torch.cuda.get_device_name(where),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         "measured": measured,
         "k24": to_json(pair.k24),
         "five_by_seven": to_json(pair.five_by_seven),

@@ -100,8 +100,10 @@ def run(args: argparse.Namespace) -> int:
         import tqdm  # noqa: F401
 
         from ..benchmarks import bench
+        from ..inner_tasks.engine import checked_device
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "bench") from error
+    checked_device(args.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -70,11 +70,14 @@ def add_parser(subparsers: Any) -> None:
         "measured here into the package, and forget those that no such training reads",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the folder")
-    parser.add_argument("--device", default="cpu", help="of the inner runs (cpu, cuda)")
+    parser.add_argument(
+        "--device", default="cpu",
+        help="of PPO's inner runs (cpu, cuda); the learner, the warm start and evaluations stay on "
+        "the CPU",
+    )  # fmt: skip
     parser.add_argument(
         "--processes", type=int, default=2,
-        help="that share the frontiers, experts, runs and evaluations; the policy does not depend "
-        "on their number (default 2)",
+        help="that share the frontiers, experts, runs and evaluations (default 2)",
     )  # fmt: skip
     parser.set_defaults(func=run)
 
@@ -93,6 +96,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         from tqdm import tqdm
 
+        from ..inner_tasks.engine import checked_device
         from ..policy.train import Trainer, make_pools
     except ImportError as error:
         raise MissingExtraError(error.name or "a package of the extra", "train") from error
@@ -106,6 +110,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             "Name the folder where checkpoint, logs and policy go: lhopt train runs/adamw"
         )
+    checked_device(args.device)
     config = read_config(args)
     _check_folder(args, config)  # before the frontiers, which may take long
     print(f"lhopt train: {config.name} for {config.optimizer}, {config.updates} updates")

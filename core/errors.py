@@ -14,7 +14,7 @@
     +-- OptimizerContractError  an optimizer that breaks the contract of `check_optimizer`
     +-- FrontierError           a frontier that cannot be read, or does not cover what is asked
     +-- ResumeError             `--resume` with a checkpoint of another configuration
-    +-- WorkerError             a process of an environment failed or is gone
+    +-- EnvWorkerError          a process of an environment failed or is gone
     +-- WorkerLostError         a process of Local SGD is gone or silent (ConnectionError)
     +-- ProtocolError           the server speaks another wire version; retrying cannot help
 
@@ -110,8 +110,8 @@ class ResumeError(LhoptError):
     """A checkpoint of another configuration than the one asked for."""
 
 
-class WorkerError(LhoptError):
-    """A process that trains some of an environment's runs failed, or is gone."""
+class EnvWorkerError(LhoptError):
+    """A process that works for an environment or a training failed, or is gone."""
 
 
 class WorkerLostError(LhoptError, ConnectionError):

@@ -121,7 +121,13 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
     def step(
         self, actions: IntArray
     ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
-        """Carry out one decision per run and train one interval."""
+        """Carry out one decision per run and train one interval.
+
+        Raises:
+            ConfigurationError: `reset` was never called.
+        """
+        if not self._episodes:
+            raise ConfigurationError("step() before reset(): call reset() once, first.")
         deltas = action_deltas(np.asarray(actions), self.config.controls)
         reward = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, bool)
@@ -183,20 +189,23 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
 
     def _report(self, info: dict[str, Any], rows: slice, episode: Episode) -> None:
         """Fill Gymnasium's dict of arrays with a finished bucket."""
-        defaults: dict[str, Any] = {
-            "final_obs": np.zeros_like(self._observation),
-            "final_loss": np.full(self.num_envs, np.nan),
-            "speed": np.full(self.num_envs, np.nan),
-            "diverged": np.zeros(self.num_envs, bool),
-            "task": np.full(self.num_envs, "", dtype=object),
-        }
-        for name, value in defaults.items():
-            if name not in info:
-                info[name] = value
-                info[f"_{name}"] = np.zeros(self.num_envs, bool)
-            info[f"_{name}"][rows] = True
+        if not info:
+            info.update(self._blank())
+        for name in [name for name in info if name.startswith("_")]:
+            info[name][rows] = True
         info["final_obs"][rows] = self._seen(episode)
         info["final_loss"][rows] = episode.final_loss
         info["speed"][rows] = episode.reward
         info["diverged"][rows] = episode.diverged
         info["task"][rows] = episode.task.name
+
+    def _blank(self) -> dict[str, Any]:
+        """Gymnasium's dict of arrays before anything has ended, with its masks."""
+        values: dict[str, Any] = {
+            "final_obs": np.zeros((self.num_envs, *self._observation.shape[1:]), np.float32),
+            "final_loss": np.full(self.num_envs, np.nan),
+            "speed": np.full(self.num_envs, np.nan),
+            "diverged": np.zeros(self.num_envs, bool),
+            "task": np.full(self.num_envs, "", dtype=object),
+        }
+        return values | {f"_{name}": np.zeros(self.num_envs, bool) for name in values}

@@ -33,6 +33,9 @@ from ..optimizers.update import (
 )
 from .base import Batch, InnerTask, Split
 
+#: Rows that are evaluated at once.
+CHUNK = 64
+
 
 @dataclass
 class Settings:
@@ -81,6 +84,24 @@ class BatchOrder:
         return (self._rng.random((n_steps, self._batch)) * self._n).astype(np.int64)
 
 
+def checked_device(name: str) -> torch.device:
+    """A device that is there; float32 then means float32 on it, not TF32.
+
+    Raises:
+        ConfigurationError: torch does not know the name, or the device is not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device is {name!r}; give cpu, or cuda, or cuda:1.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigurationError(f"device is {name!r}, but torch sees no CUDA device here.")
+        # matrix products of ten bits of mantissa are another training than the CPU's
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
 def initial_params(task: InnerTask, seed: int) -> dict[str, Tensor]:
     """One run's initial parameters: a function of task and seed."""
     generator = torch.Generator().manual_seed(seed * 2654435761 % 2**63 + 1)
@@ -101,7 +122,7 @@ class BatchedRuns:
         device: Where the tensors live; the CPU is the reference.
 
     Raises:
-        ConfigurationError: No seeds.
+        ConfigurationError: No seeds, or a device that is not there.
     """
 
     def __init__(
@@ -116,7 +137,7 @@ class BatchedRuns:
         if not seeds:
             raise ConfigurationError("BatchedRuns got no seeds; give one per run, at least one.")
         self.task, self.rule, self.n_runs = task, rule, len(seeds)
-        self.device = torch.device(device)
+        self.device = checked_device(device)
         inits = [initial_params(task, seed) for seed in seeds]
         self.names = tuple(inits[0])
         self.shapes = tuple(tuple(inits[0][name].shape) for name in self.names)
@@ -249,11 +270,11 @@ class BatchedRuns:
         if rows is not None:
             flat = flat[torch.from_numpy(picked).to(self.device)]
         total, n = torch.zeros(len(picked), dtype=torch.float64), len(batch[0])
-        # on the CPU small enough that the activations of K runs stay in cache
-        chunk = 64 if self.device.type == "cpu" else 1024
         with torch.no_grad():
-            for start in range(0, n, chunk):
-                part = tuple(a[start : start + chunk] for a in batch)
+            # small enough that the activations of K runs stay in cache; the same on every device,
+            # because a net with batch norm takes the statistics of the rows it is given
+            for start in range(0, n, CHUNK):
+                part = tuple(a[start : start + CHUNK] for a in batch)
                 loss: Tensor = self._evaluate(self.params(flat), part)
                 total += loss.double().cpu() * len(part[0])
         out = (total / n).numpy()
@@ -286,11 +307,11 @@ class BatchedRuns:
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on, next to task, seeds and settings."""
         return {
-            "flat": self.flat,
-            "momentum": self._momentum,
-            "second": self._second,
-            "average": self._average,
-            "run": self._state,
+            "flat": self.flat.cpu(),
+            "momentum": self._momentum.cpu(),
+            "second": self._second.cpu(),
+            "average": None if self._average is None else self._average.cpu(),
+            "run": self._state.to("cpu"),
             "orders": self._orders,
             "alive": self.alive,
         }
@@ -302,7 +323,8 @@ class BatchedRuns:
         )
         average = state["average"]
         self._average = None if average is None else average.to(self.device)
-        self._state, self._orders, self.alive = state["run"], state["orders"], state["alive"]
+        self._state = state["run"].to(self.device)
+        self._orders, self.alive = state["orders"], state["alive"]
 
     def _gather(self, index: Tensor) -> Batch:
         """Rows of the training arrays: index `(K, B)` to `(K, B, ...)`."""

@@ -8,7 +8,7 @@ once per parameter with K = 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -94,10 +94,9 @@ STEERABLE = StepRule(
     orthogonal=True,
     ns_steps=3,
     precondition=True,
-    trust_power=0.5,
+    trust_power=0.75,
     vector_scale=2.0,
-    cautious=True,
-    average=0.1,
+    average=0.2,
     clip=True,
 )
 
@@ -145,6 +144,11 @@ class RunState:
         one = torch.ones(n_runs, 1, dtype=torch.float64, device=like.device)
         zero = torch.zeros_like(one)
         return cls(one, one.clone(), zero, zero.clone(), one.clone())
+
+    def to(self, device: torch.device | str) -> RunState:
+        """The same on another device; on its own, the very same tensors."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
+        return RunState(**{n: t.to(device) for n, t in tensors.items()}, step=self.step)
 
 
 @dataclass(frozen=True)

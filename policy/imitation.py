@@ -13,11 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -32,9 +30,13 @@ from ..env.episode import Episode, draw
 from ..env.frontier import FrontierConfig, cache_folder, cache_key
 from ..env.measured import shipped
 from ..env.pool import TaskSpec
+from ..env.workers import Map
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
 from ..inner_tasks.registry import get_task
+from .artifact import Policy
+from .evaluate import closed_loop
+from .export import export
 from .learner import HyperparameterPolicy
 
 #: Range of the search around the start, in decades (`scale`) or logit shift; small moves of the
@@ -243,7 +245,7 @@ def imitate(
     imitation: ImitationConfig,
     *,
     seed: int = 0,
-    processes: int = 1,
+    each: Map = map,
     progress: Callable[[str, int, int, float], None] | None = None,
 ) -> list[float]:
     """Fit the actor to the teacher, in place; returns the loss after each round.
@@ -254,16 +256,11 @@ def imitate(
         config: Optimizer, schedule, controls.
         imitation: Sizes.
         seed: Of everything that is drawn.
-        processes: Experts searched at once.
+        each: Does the searches for experts and the runs; `Workers.map` shares them out.
         progress: Called with a stage ("experts", "imitation"), done, total and a figure.
     """
     # every run's labels are its own, so different seeds and starts teach more than equal ones
     config = replace(config, group_size=None)
-    experts: list[FloatArray] = []
-    for expert in _experts(specs, config, imitation, processes):
-        experts.append(expert)
-        if progress:
-            progress("experts", len(experts), len(specs), float(expert[0]))
     weights = np.array([spec.steps**-imitation.steps_power for spec in specs])
     weights /= weights.sum()
     actor = [p for name, p in policy.named_parameters() if name.startswith(ACTOR)]
@@ -271,15 +268,26 @@ def imitate(
     rng = np.random.default_rng([seed, 77])
     data: list[tuple[Tensor, list[Tensor]]] = []
     losses: list[float] = []
+    experts: list[FloatArray] = []
+    for expert in each(partial(_expert, config=config, imitation=imitation), specs):
+        experts.append(expert)
+        if progress:
+            progress("experts", len(experts), len(specs), float(expert[0]))
     for turn in range(imitation.rounds):
-        for _ in range(imitation.tasks):
-            number = int(rng.choice(len(specs), p=weights))
-            spec = specs[number]
-            drawn = draw(config, rng, imitation.runs)
-            episode = Episode(get_task(spec.task), spec.steps, config, drawn)
+        numbers = rng.choice(len(specs), size=imitation.tasks, p=weights)
+        work = partial(
+            _collect,
+            policy=_exported(policy, config),
+            config=config,
+            n_runs=imitation.runs,
             # the first round is steered by teacher and chance, later ones more by the policy
-            share = 0.0 if turn == 0 else 0.7
-            data.append(_collect(policy, episode, experts[number], share, rng))
+            policy_share=0.0 if turn == 0 else 0.7,
+        )
+        jobs = [(specs[n], experts[n], [seed, 78, turn + 1, i + 1]) for i, n in enumerate(numbers)]
+        for observations, labels in each(work, jobs):
+            data.append(
+                (torch.from_numpy(observations), [torch.from_numpy(rows) for rows in labels])
+            )
         left = 1.0 - 0.9 * turn / imitation.rounds
         for group in optimizer.param_groups:
             group["lr"] = imitation.learning_rate * left
@@ -289,20 +297,15 @@ def imitate(
     return losses
 
 
-def _experts(
-    specs: Sequence[TaskSpec], config: EnvConfig, imitation: ImitationConfig, processes: int
-) -> Iterator[FloatArray]:
-    """The expert of each task, in order."""
-    work = partial(_expert, config=config, imitation=imitation)
-    if processes == 1:
-        yield from map(work, specs)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(work, specs)
-        except BaseException:  # leaving the block would wait for all that is queued
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _exported(policy: HyperparameterPolicy, config: EnvConfig) -> Policy:
+    """The policy so far, as jobs would be given it."""
+    return export(
+        policy.state_dict(),
+        name="imitation",
+        controls=config.controls,
+        schedule=config.schedule,
+        optimizer=config.optimizer,
+    )
 
 
 def _expert(spec: TaskSpec, config: EnvConfig, imitation: ImitationConfig) -> FloatArray:
@@ -311,45 +314,41 @@ def _expert(spec: TaskSpec, config: EnvConfig, imitation: ImitationConfig) -> Fl
 
 
 def _collect(
-    policy: HyperparameterPolicy,
-    episode: Episode,
-    expert: FloatArray,
+    job: tuple[TaskSpec, FloatArray, Sequence[int]],
+    policy: Policy,
+    config: EnvConfig,
+    n_runs: int,
     policy_share: float,
-    rng: np.random.Generator,
-) -> tuple[Tensor, list[Tensor]]:
-    """One episode: observations `(T, K, F)` and, per control, labels `(T, K, choices)`."""
+) -> tuple[FloatArray, list[FloatArray]]:
+    """One episode: observations `(T, K, F)` and, per control, labels `(T, K, choices)`.
+
+    The job is a task, its expert, and the seed of all that is drawn.
+    """
+    spec, expert, seed = job
+    rng = np.random.default_rng(seed)
+    episode = Episode(get_task(spec.task), spec.steps, config, draw(config, rng, n_runs))
     controls, k = episode.config.controls, episode.n_runs
+    decide = closed_loop(policy, k)
     observations: list[FloatArray] = []
     labels: list[list[FloatArray]] = [[] for _ in controls]
-    state: tuple[Tensor, Tensor] | None = None
     # each run has one driver for its whole life, or teacher corrections would mend every wandering
     driver = rng.random(k)
     while not episode.finished:
         gap = teacher(episode, expert)
         observations.append(episode.observation)
-        with torch.no_grad():
-            x = torch.from_numpy(episode.observation)[None]
-            output, state = policy.lstm_actor(x, state)
-            logits = policy.action_net(policy.mlp_extractor.forward_actor(output))[0]
+        mean = decide(episode.observation, len(observations) - 1)
         chosen = np.zeros((k, N_CONTROLS))
-        for j, (control, part) in enumerate(
-            zip(controls, torch.split(logits, [len(c.choices) for c in controls], 1), strict=True)
-        ):
+        for j, control in enumerate(controls):
             column = COLUMN[control.name]
             labels[j].append(two_hot(gap[:, column], control))
-            p = torch.softmax(part, 1).double().numpy()
-            mean = p @ control.deltas
             limit = np.abs(control.deltas).max()
             taught = np.clip(gap[:, column], -limit, limit)
             drawn = control.deltas[rng.integers(0, len(control.deltas), k)]
             held = np.where(rng.random(k) < 0.5, taught, 0.0)
             by_teacher = np.where(rng.random(k) < 0.3, drawn, held)
-            chosen[:, column] = np.where(driver < policy_share, mean, by_teacher)
+            chosen[:, column] = np.where(driver < policy_share, mean[:, column], by_teacher)
         episode.step(chosen)
-    return (
-        torch.from_numpy(np.stack(observations)),
-        [torch.from_numpy(np.stack(rows)).float() for rows in labels],
-    )
+    return np.stack(observations), [np.stack(rows).astype(np.float32) for rows in labels]
 
 
 def _fit(

@@ -227,12 +227,16 @@ class PPOTrainer(ABC, Generic[A]):
     def _check(self, state: dict[str, Any]) -> None:
         """Raise `ResumeError` if a checkpoint does not belong to what this trains on."""
 
+    def cpu_seconds(self) -> float:
+        """CPU seconds of everything that trains."""
+        return time.process_time()
+
     def _warm_started(self, loss: float, clock: float) -> None:
-        """Keep what the warm start came to; `clock` is the process time at its beginning."""
+        """Keep what the warm start came to; `clock` is `cpu_seconds` at its beginning."""
         self.averaged = {k: v.clone() for k, v in self.model.policy.state_dict().items()}
         self.started = True
-        self.seconds += time.process_time() - clock
         row = {"update": 0.0, "imitation/loss": loss, **self.evaluate()}
+        self.seconds += self.cpu_seconds() - clock
         self.log_evaluation(row)
         self.curve.append({k: round(v, 4) for k, v in row.items()})
         if "eval/mean_reward" in row:
@@ -376,12 +380,7 @@ class _Progress(BaseCallback):
         self.trainer, self.on_update = trainer, on_update
         self._running = False
         self._stop = False
-        self._clock = self._now()
-
-    def _now(self) -> float:
-        """CPU seconds so far, those of the environment's own processes included."""
-        workers: float = getattr(self.trainer.vec.env, "worker_seconds", 0.0)
-        return time.process_time() + workers
+        self._clock = trainer.cpu_seconds()
 
     def interrupt(self, *_: Any) -> None:
         """Ask for a stop after the running update; a second Ctrl-C ends at once."""
@@ -415,7 +414,7 @@ class _Progress(BaseCallback):
         with torch.no_grad():
             for key, value in trainer.model.policy.state_dict().items():
                 trainer.averaged[key].lerp_(value, 1.0 - config.average)
-        now = self._now()
+        now = trainer.cpu_seconds()
         trainer.seconds += now - self._clock
         self._clock = now
         row = {"update": float(trainer.update), **self._rollout()}

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import os
-import signal
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..core.errors import ResumeError, UnknownNameError
 from ..core.features import FEATURES
@@ -34,6 +29,7 @@ from ..env.pool import (
 from ..env.sb3 import Sb3VecEnv
 from ..env.sharded import ShardedVectorEnv
 from ..env.vector import HyperparameterVectorEnv
+from ..env.workers import Workers
 from ..inner_tasks.registry import FAMILIES, get_task
 from ..inner_tasks.registry import families as all_families
 from .artifact import Policy, Selection
@@ -87,7 +83,7 @@ class TrainConfig(PPOConfig):
     valid_families: tuple[str, ...] = VALID_FAMILIES
     valid_per_family: int = 6
     reward_bounds: tuple[float, float] | None = (-2.0, 1.5)
-    tasks_per_family: int = 8
+    tasks_per_family: int = 16
     steps: tuple[int, int] = (150, 2000)
     steps_power: float = 1.0
     cost_power: float = 1.0
@@ -114,6 +110,17 @@ class TrainConfig(PPOConfig):
             **self.env,
         )
 
+    def fingerprint(self) -> str:
+        """As the base's; the optimizer's rule and start are part of it, which live in the code."""
+        steered = self.env_config().steered
+        described = {
+            "rule": asdict(steered.rule) | steered.rule.meaning(),
+            "start": steered.start,
+            "noise": steered.noise,
+        }
+        text = super().fingerprint() + json.dumps(described, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         row = super().to_json()
@@ -131,8 +138,9 @@ class Trainer(PPOTrainer[Policy]):
         pool: Training tasks.
         valid: Tasks of the periodic evaluation; without it there is none.
         device: Of the inner runs; the learner stays on the CPU.
-        processes: That share the runs, the evaluations and the warm start's search for experts;
-            the same policy comes out whatever their number.
+        processes: That share the runs, the evaluations and the warm start, all on the CPU but for
+            the runs; with more than one, a script that makes a `Trainer` needs
+            `if __name__ == "__main__":`. On the CPU the policy does not depend on their number.
     """
 
     reward = "log2_speed"
@@ -148,18 +156,16 @@ class Trainer(PPOTrainer[Policy]):
         processes: int = 1,
     ) -> None:
         self.pool, self.valid, self.env_config = pool, valid, config.env_config()
-        self._processes = processes
-        self._evaluators: ProcessPoolExecutor | None = None
+        self.workers = Workers(processes) if processes != 1 else None
         sizes: dict[str, Any] = {
             "n_buckets": config.n_buckets,
             "runs_per_bucket": config.runs_per_bucket,
             "seed": config.seed,
             "device": device,
         }
-        shards = min(processes, config.n_buckets)
-        env: HyperparameterVectorEnv | ShardedVectorEnv = (
-            ShardedVectorEnv(pool, self.env_config, processes=shards, **sizes)
-            if shards > 1
+        env = (
+            ShardedVectorEnv(pool, self.env_config, workers=self.workers, **sizes)
+            if self.workers
             else HyperparameterVectorEnv(pool, self.env_config, **sizes)
         )
         vec = Sb3VecEnv(
@@ -172,7 +178,7 @@ class Trainer(PPOTrainer[Policy]):
         """Imitate the experts of the training tasks, once, before the first update."""
         if self.started or self.config.imitation is None:
             return
-        clock, children = time.process_time(), _children_seconds()
+        clock = self.cpu_seconds()
         policy = self.model.policy
         assert isinstance(policy, HyperparameterPolicy)
         losses = imitate(
@@ -181,10 +187,9 @@ class Trainer(PPOTrainer[Policy]):
             self.env_config,
             ImitationConfig(**self.config.imitation),
             seed=self.config.seed,
-            processes=self._processes,
+            each=self.workers.map if self.workers else map,
             progress=progress,
         )
-        self.seconds += _children_seconds() - children
         self._warm_started(losses[-1], clock)
 
     def export(self, *, best: bool = True) -> Policy:
@@ -221,25 +226,25 @@ class Trainer(PPOTrainer[Policy]):
             n_runs=n_runs,
             bounds=self.config.reward_bounds or SPEED_BOUNDS,
         )
-        entries = [(entry.spec, entry.frontier) for entry in self.valid.entries]
-        if self._processes > 1 and self._evaluators is None:
-            self._evaluators = ProcessPoolExecutor(
-                self._processes, get_context("spawn"), initializer=_ignore_interrupts
-            )
-        found = self._evaluators.map(work, entries) if self._evaluators else map(work, entries)
+        entries = self.valid.entries
+        # workers build a task by its name: data are not sent
+        jobs = [(e.spec, e.frontier) for e in entries] if self.workers else entries
+        each = self.workers.map if self.workers else map
         speeds: dict[str, list[float]] = defaultdict(list)
-        for (spec, _), (speed, seconds) in zip(entries, found, strict=True):
-            speeds[spec.family].append(speed)
-            self.seconds += seconds if self._evaluators else 0.0
+        for entry, speed in zip(entries, each(work, jobs), strict=True):
+            speeds[entry.spec.family].append(speed)
         out = {f"eval/{family}": float(np.mean(v)) for family, v in speeds.items()}
         out["eval/mean_reward"] = float(np.mean(list(out.values())))
         return out
 
+    def cpu_seconds(self) -> float:
+        """CPU seconds of this process and the workers."""
+        return super().cpu_seconds() + (self.workers.seconds if self.workers else 0.0)
+
     def close(self) -> None:
-        """End the processes that share the runs and the evaluations."""
-        self.vec.close()
-        if self._evaluators is not None:
-            self._evaluators.shutdown()
+        """End the workers."""
+        if self.workers:
+            self.workers.close()
 
     def _tasks(self) -> list[list[Any]]:
         """Name and steps of each training task."""
@@ -258,37 +263,24 @@ class Trainer(PPOTrainer[Policy]):
             )
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole process group; the parent decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _evaluated(
-    job: tuple[TaskSpec, Frontier],
+    job: Entry | tuple[TaskSpec, Frontier],
     policy: Policy,
     config: EnvConfig,
     n_runs: int,
     bounds: tuple[float, float],
-) -> tuple[float, float]:
-    """A policy's mean bounded log2 speed on one task, and the CPU seconds it took to find out."""
-    torch.set_num_threads(1)
-    clock, (spec, frontier) = time.process_time(), job
+) -> float:
+    """A policy's mean bounded log2 speed on one task."""
+    entry = job if isinstance(job, Entry) else Entry(job[0], get_task(job[0].task), job[1])
     noise, base = config.steered.noise["learning_rate"], config.steered.start["learning_rate"]
     result = run(
-        Entry(spec, get_task(spec.task), frontier),
+        entry,
         config,
         lambda episode: closed_loop(policy, episode.n_runs),
         seeds=list(range(5000, 5000 + n_runs)),
         starts={"learning_rate": base * 10.0 ** np.linspace(-noise, noise, n_runs)},
     )
-    speed = float(np.clip(result.log2_speed, *bounds).mean())
-    return speed, time.process_time() - clock
-
-
-def _children_seconds() -> float:
-    """CPU seconds of the processes that this one has started and seen end."""
-    times = os.times()
-    return times.children_user + times.children_system
+    return float(np.clip(result.log2_speed, *bounds).mean())
 
 
 def imitation_specs(config: TrainConfig) -> list[TaskSpec]:

@@ -1,28 +1,19 @@
 from __future__ import annotations
 
-import os
 import pickle
-import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lhopt.core.errors import ConfigurationError, WorkerError
+from lhopt.core.errors import ConfigurationError, EnvWorkerError
 from lhopt.env.config import EnvConfig
 from lhopt.env.pool import TaskPool
 from lhopt.env.sharded import ShardedVectorEnv
 from lhopt.env.vector import HyperparameterVectorEnv
+from lhopt.env.workers import Workers
 
 SIZES: dict[str, Any] = {"n_buckets": 3, "runs_per_bucket": 4, "seed": 5}
-
-
-@contextmanager
-def sharded(pool: TaskPool, config: EnvConfig, processes: int = 2) -> Iterator[ShardedVectorEnv]:
-    with closing(ShardedVectorEnv(pool, config, processes=processes, **SIZES)) as env:
-        yield env
 
 
 def actions(env: Any, n: int) -> list[Any]:
@@ -42,10 +33,15 @@ def same(mine: Any, theirs: Any) -> None:
 def test_workers_change_nothing_and_a_run_goes_on_with_another_number_of_them(
     pool: TaskPool, config: EnvConfig
 ) -> None:
+    config = EnvConfig(intervals=(4, 6), valid_share=0.5, group_size=2, privileged=True)
     alone = HyperparameterVectorEnv(pool, config, **SIZES)
-    with sharded(pool, config) as env:
+    with Workers(2) as workers:
+        env = ShardedVectorEnv(pool, config, workers=workers, **SIZES)
         assert env.single_observation_space == alone.single_observation_space
         assert env.action_space == alone.action_space
+        np.testing.assert_array_equal(env.groups, alone.groups)
+        with pytest.raises(ConfigurationError, match="reset"):
+            env.step(actions(env, 1)[0])
         np.testing.assert_array_equal(env.reset()[0], alone.reset()[0])
         ends = 0
         for action in actions(env, 12):
@@ -53,34 +49,32 @@ def test_workers_change_nothing_and_a_run_goes_on_with_another_number_of_them(
             same(env.step(action), theirs)
             ends += int(theirs[2].any())
         assert ends >= 2  # some buckets ended while others did not
-        assert env.worker_seconds > 0.0
         state = pickle.loads(pickle.dumps(env.state()))
     other = HyperparameterVectorEnv(pool, config, **SIZES)
     other.load_state(state)
-    with sharded(pool, config, 3) as three:
-        three.load_state(state)
+    with Workers(1) as one:
+        env = ShardedVectorEnv(pool, config, workers=one, **SIZES)
+        env.load_state(state)
         for action in actions(alone, 6):
             theirs = alone.step(action)
             same(other.step(action), theirs)
-            same(three.step(action), theirs)
+            same(env.step(action), theirs)
 
 
-def test_a_worker_that_fails_says_why_and_one_that_is_gone_is_noticed(
-    pool: TaskPool, config: EnvConfig
-) -> None:
-    with sharded(pool, config) as env:
-        with pytest.raises(WorkerError, match="list index out of range"):
-            env.step(actions(env, 1)[0])  # not reset yet
-        process, _ = env._workers[1]
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        with pytest.raises(WorkerError, match="is gone"):
-            env.reset()
+class Standby:
+    """Workers that must not be asked."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def ask(self, *_: object) -> None:
+        raise EnvWorkerError("asked")
 
 
-@pytest.mark.parametrize("processes", [0, 4])
-def test_a_number_of_processes_that_cannot_be(
-    pool: TaskPool, config: EnvConfig, processes: int
-) -> None:
-    with pytest.raises(ConfigurationError, match="1 to 3"):
-        ShardedVectorEnv(pool, config, processes=processes, **SIZES)
+def test_settings_are_checked_before_a_worker_is_asked(pool: TaskPool, config: EnvConfig) -> None:
+    workers: Any = Standby()
+    with pytest.raises(ConfigurationError, match="whole groups"):
+        ShardedVectorEnv(pool, EnvConfig(group_size=3), workers=workers, **SIZES)
+    env = ShardedVectorEnv(pool, config, workers=workers, **SIZES)
+    with pytest.raises(EnvWorkerError, match="asked"):
+        env.reset()

@@ -22,12 +22,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 FAMILIES = sorted(family.name for family in families(available_only=True))
 
 
-@pytest.fixture(autouse=True)
-def single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-
-
 @pytest.mark.parametrize("rule", [ADAMW, STEERABLE], ids=["adamw", "steerable"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_there_as_on_the_cpu(family: str, rule: StepRule) -> None:

@@ -5,13 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lhopt.core.actions import COLUMN, N_CONTROLS
 from lhopt.core.controls import CONTROLS
 from lhopt.env.config import EnvConfig
 from lhopt.env.episode import Episode, draw
-from lhopt.env.pool import TaskPool
-from lhopt.policy.imitation import ImitationConfig, find_expert, held_losses, teacher, two_hot
+from lhopt.env.pool import TaskPool, TaskSpec
+from lhopt.env.vector import action_space, observation_space
+from lhopt.env.workers import Map, Workers
+from lhopt.policy.imitation import (
+    ImitationConfig,
+    find_expert,
+    held_losses,
+    imitate,
+    teacher,
+    two_hot,
+)
+from lhopt.policy.learner import HyperparameterPolicy
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "clip_ratio"])
@@ -68,3 +79,29 @@ def test_a_search_without_statistics_ends_where_held_episodes_end(pool: TaskPool
     assert np.isfinite(halved).sum() == 2
     on = np.isfinite(halved)
     np.testing.assert_allclose(halved[on], loss[on], rtol=1e-5)
+
+
+def test_workers_change_nothing_about_the_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
+    config = EnvConfig(intervals=(4, 6))
+    tiny = ImitationConfig(trials=4, top=2, rounds=2, runs=3, tasks=2, passes=1)
+    specs = [TaskSpec("noisy-quadratic/3", 24), TaskSpec("noisy-quadratic/4", 18)]
+
+    def fitted(each: Map) -> tuple[list[float], list[torch.Tensor]]:
+        policy = HyperparameterPolicy(
+            observation_space(), action_space(config), lambda _: 1e-3, controls=config.controls,
+            lstm_hidden_size=8, net_arch={"pi": [8], "vf": [8]}, enable_critic_lstm=True,
+        )  # fmt: skip
+        for parameter in policy.parameters():
+            torch.nn.init.constant_(parameter, 0.01)
+        losses = imitate(policy, specs, config, tiny, seed=1, each=each)
+        return losses, list(policy.state_dict().values())
+
+    losses, weights = fitted(map)
+    with Workers(2) as workers:
+        theirs, other = fitted(workers.map)
+    assert theirs == losses
+    assert losses[1] != losses[0]
+    assert all(torch.equal(a, b) for a, b in zip(weights, other, strict=True))
