@@ -138,22 +138,28 @@ def lines(speed: Speed) -> Iterator[str]:
 
 
 def on_device(
-    device: str, widths: Sequence[int] = DEVICE_WIDTHS, steps: int = 60, rounds: int = 3
+    device: str,
+    *,
+    widths: Sequence[int] = DEVICE_WIDTHS,
+    steps: int = 60,
+    rounds: int = 3,
+    cases: Sequence[str] = DEVICE_CASES,
 ) -> Iterator[str]:
     """Wall-clock rates of the engine on an accelerator, beside one CPU thread at its best K.
 
-    In one process, in turns; medians. The rule is the one policies are trained on.
+    In one process, in turns; medians. The rules are those that policies are trained on.
 
     Args:
         device: As torch names it.
         widths: Numbers of runs K on the device.
         steps: Steps per turn.
         rounds: Turns.
+        cases: Names of tasks.
     """
     where = torch.device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else device
     yield f"{name}: wall clock, AdamW and SteerableAdamW; x: against one CPU thread, K = 128\n"
-    for case in DEVICE_CASES:
+    for case in cases:
         task = get_task(case)
         yield case
         for label, rule in (("AdamW", ADAMW), ("SteerableAdamW", STEERABLE)):

@@ -401,6 +401,7 @@ def test_a_shipped_file_is_read_back_and_one_of_another_protocol_is_measured_ane
     again = get(TINY, ship=True)  # from the cache, and shipped now
     path = shipped / files.file_name(SPEC)
     assert len(said) == 1
+    assert json.loads(path.read_text())["device"] == "cpu"
     np.testing.assert_array_equal(first.k24.runs, again.k24.runs)
     (tmp_path / "cache").rename(tmp_path / "gone")
     third = get(TINY)

@@ -19,7 +19,7 @@ import pytest
 from lhopt.benchmarks import batched_arms, bench, frontier_files, jobs, loop_arms, replay
 from lhopt.benchmarks.arms import ARMS, OFFSETS, SEEDS, TIERS, get_arm, get_tier, transferred
 from lhopt.benchmarks.bench import Bench, run_bench
-from lhopt.benchmarks.engine_speed import Case, lines, measure
+from lhopt.benchmarks.engine_speed import Case, lines, measure, on_device
 from lhopt.benchmarks.frontier import HORIZONS, BenchFrontier, BenchTask
 from lhopt.benchmarks.jobs import ArmJob, ScanJob
 from lhopt.benchmarks.records import CURVE, Results, Row
@@ -388,6 +388,14 @@ def test_the_engine_is_timed_against_one_run_at_a_time() -> None:
     assert "bar: x0.01 at K = 4: reached" in text
 
 
+def test_a_device_is_timed_against_one_thread() -> None:
+    text = list(on_device("cpu", widths=(2,), steps=1, rounds=1, cases=("digits-mlp",)))
+    assert text[0].startswith("cpu: wall clock")
+    assert [line.split()[:3] for line in text[2:]] == [
+        [rule, "cpu", k] for rule in ("AdamW", "SteerableAdamW") for k in ("128", "2")
+    ]
+
+
 def test_the_command_refuses_what_it_does_not_know() -> None:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
@@ -401,6 +409,10 @@ def test_the_command_refuses_what_it_does_not_know() -> None:
         command.run(parser.parse_args(["bench", "--tier", "smoke", "--policy", adamw]))
     with pytest.raises(ConfigurationError, match="--fresh"):
         command.run(parser.parse_args(["bench", "--fresh"]))
+    with pytest.raises(ConfigurationError, match="--device belongs"):
+        command.run(parser.parse_args(["bench", "--device", "cuda"]))
+    with pytest.raises(ConfigurationError, match="device is 'gpu'; give cpu, or cuda"):
+        command.run(parser.parse_args(["bench", "frontiers", "--device", "gpu"]))
     with pytest.raises(ConfigurationError, match="processes is 0"):
         run_bench("small", {}, Path("."), tasks=[TASK], processes=0)
 
