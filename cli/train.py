@@ -69,6 +69,10 @@ def add_parser(subparsers: Any) -> None:
         help="train nothing: write the frontiers and experts that trainings with the defaults have "
         "measured here into the package, and forget those that no such training reads",
     )  # fmt: skip
+    parser.add_argument(
+        "--from", dest="start", metavar="POLICY",
+        help="a policy file, NAME.json, to begin from instead of imitating",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the folder")
     parser.add_argument(
         "--device", default="cpu",
@@ -159,7 +163,8 @@ def _keep_measured(args: argparse.Namespace) -> int:
     from ..env.measured import ARCHIVE, pack
     from ..policy.train import TrainConfig, measured_names
 
-    words = ("folder", "env", "optimizer", "updates", "seed", "name", "set", "config", "resume")
+    words = ("folder", "env", "optimizer", "updates", "seed", "name", "set", "config",
+             "start", "resume")  # fmt: skip
     other = [word for word in words if getattr(args, word)]
     if other:
         raise ConfigurationError(
@@ -177,7 +182,8 @@ def _run_environment(args: argparse.Namespace) -> int:
     from ..policy.env_train import EnvTrainer
 
     row = get_environment(args.env)
-    other = [word for word, default in (("optimizer", None), ("device", "cpu"), ("processes", 2))
+    other = [word for word, default in (("optimizer", None), ("device", "cpu"), ("processes", 2),
+                                   ("start", None))
              if getattr(args, word) != default]  # fmt: skip
     if other:
         raise ConfigurationError(
@@ -242,7 +248,8 @@ def _warm_start(trainer: Trainer | EnvTrainer) -> bool:
     from ..env.frontier import cache_folder
     from ..policy.ppo import CHECKPOINT
 
-    if trainer.started or trainer.config.imitation is None:
+    config = trainer.config
+    if trainer.started or (config.imitation is None and getattr(config, "start", None) is None):
         return True
     try:
         with tqdm(desc="experts", unit="", leave=False) as bar:
@@ -279,7 +286,7 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
     from ..policy.imitation import ImitationConfig
     from ..policy.train import TrainConfig
 
-    given = _given(args, TrainConfig(), ("optimizer", "updates", "seed", "name"))
+    given = _given(args, TrainConfig(), ("optimizer", "updates", "seed", "name", "start"))
     config = replace(TrainConfig(), **given)
     try:  # the two nested ones
         config.env_config()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..core.controls import Control
@@ -61,4 +63,26 @@ def weights(state: Mapping[str, Tensor]) -> dict[str, FloatArray]:
         "hidden.bias": array("mlp_extractor.policy_net.0.bias"),
         "head.weight": array("action_net.weight"),
         "head.bias": array("action_net.bias"),
+    }
+
+
+def restore(weights: Mapping[str, FloatArray]) -> dict[str, Tensor]:
+    """The actor's part of a `HyperparameterPolicy.state_dict()`: what `weights` was given.
+
+    torch's LSTM has two biases that are only ever added; the second becomes 0.
+    """
+
+    def tensor(key: str) -> Tensor:
+        return torch.from_numpy(np.array(weights[key], np.float32))
+
+    bias = tensor("lstm.bias")
+    return {
+        "lstm_actor.weight_ih_l0": tensor("lstm.weight_ih"),
+        "lstm_actor.weight_hh_l0": tensor("lstm.weight_hh"),
+        "lstm_actor.bias_ih_l0": bias,
+        "lstm_actor.bias_hh_l0": torch.zeros_like(bias),
+        "mlp_extractor.policy_net.0.weight": tensor("hidden.weight"),
+        "mlp_extractor.policy_net.0.bias": tensor("hidden.bias"),
+        "action_net.weight": tensor("head.weight"),
+        "action_net.bias": tensor("head.bias"),
     }

@@ -203,6 +203,8 @@ class PPOTrainer(ABC, Generic[A]):
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
         self.best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+        #: The policy that this training began from, for the manifest.
+        self.parent: dict[str, Any] | None = None
 
     @abstractmethod
     def warm_start(self, progress: Callable[[str, int, int, float], None] | None = None) -> None:
@@ -231,11 +233,17 @@ class PPOTrainer(ABC, Generic[A]):
         """CPU seconds of everything that trains."""
         return time.process_time()
 
-    def _warm_started(self, loss: float, clock: float) -> None:
-        """Keep what the warm start came to; `clock` is `cpu_seconds` at its beginning."""
+    def _warm_started(self, loss: float | None, clock: float) -> None:
+        """Keep what the warm start came to.
+
+        Args:
+            loss: Of the imitation; None where there was none.
+            clock: `cpu_seconds` at its beginning.
+        """
         self.averaged = {k: v.clone() for k, v in self.model.policy.state_dict().items()}
         self.started = True
-        row = {"update": 0.0, "imitation/loss": loss, **self.evaluate()}
+        imitated = {} if loss is None else {"imitation/loss": loss}
+        row = {"update": 0.0, **imitated, **self.evaluate()}
         self.seconds += self.cpu_seconds() - clock
         self.log_evaluation(row)
         self.curve.append({k: round(v, 4) for k, v in row.items()})
@@ -326,6 +334,7 @@ class PPOTrainer(ABC, Generic[A]):
             "averaged": self.averaged,
             "started": self.started,
             "best": self.best,
+            "parent": self.parent,
             "curve": self.curve,
             "seconds": self.seconds,
             "last": (model._last_obs, model._last_episode_starts, model._last_lstm_states),
@@ -351,7 +360,7 @@ class PPOTrainer(ABC, Generic[A]):
         model.policy.optimizer.load_state_dict(state["optimizer"])
         self.update, self.averaged, self.best = state["update"], state["averaged"], state["best"]
         self.curve, self.seconds = state["curve"], state["seconds"]
-        self.started = state["started"]
+        self.started, self.parent = state["started"], state.get("parent")
         model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
         model._last_obs, model._last_episode_starts, model._last_lstm_states = state["last"]
         self.vec.load_state(pickle.loads(state["env"]))

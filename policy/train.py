@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import ResumeError, UnknownNameError
+from ..core.errors import ConfigurationError, ResumeError, UnknownNameError
 from ..core.features import FEATURES
 from ..env.config import EnvConfig
 from ..env.frontier import POOL_FRONTIER, SPEED_BOUNDS, Frontier, cache_key
@@ -32,9 +32,9 @@ from ..env.vector import HyperparameterVectorEnv
 from ..env.workers import Workers
 from ..inner_tasks.registry import FAMILIES, get_task
 from ..inner_tasks.registry import families as all_families
-from .artifact import Policy, Selection
+from .artifact import Policy, Selection, load
 from .evaluate import closed_loop, run
-from .export import export
+from .export import export, restore
 from .imitation import ImitationConfig, expert_name, imitate
 from .learner import HyperparameterPolicy
 from .ppo import CHECKPOINT, PPOConfig, PPOTrainer
@@ -75,6 +75,8 @@ class TrainConfig(PPOConfig):
         n_buckets: Buckets of runs trained at once.
         runs_per_bucket: Runs per bucket.
         imitation: Sizes of the warm start (`ImitationConfig`); None starts PPO from the no-op.
+        start: A policy file to begin from instead of imitating: `lhopt train --from`. Of the same
+            controls, features and LSTM size; the critic begins afresh.
         selection: How the exported policy turns probabilities into decisions.
     """
 
@@ -94,6 +96,7 @@ class TrainConfig(PPOConfig):
     batch_size: int = 1920
     runs_per_bucket: int = 32
     imitation: Mapping[str, Any] | None = field(default_factory=dict)
+    start: str | None = None
     selection: Selection = "mean"
     env: Mapping[str, Any] = field(default_factory=dict)
 
@@ -127,6 +130,8 @@ class TrainConfig(PPOConfig):
         row = super().to_json()
         if self.imitation is not None:  # with its defaults: a manifest tells every setting
             row["imitation"] = asdict(ImitationConfig(**self.imitation))
+        # where a file lies on somebody's machine is nobody's business
+        row["start"] = self.start and Path(self.start).name
         return row
 
 
@@ -176,12 +181,23 @@ class Trainer(PPOTrainer[Policy]):
         self.config: TrainConfig = config
 
     def warm_start(self, progress: Callable[[str, int, int, float], None] | None = None) -> None:
-        """Imitate the experts of the training tasks, once, before the first update."""
-        if self.started or self.config.imitation is None:
+        """Imitate the experts of the training tasks, once, before the first update.
+
+        Or begin from a policy, where the configuration names one.
+
+        Raises:
+            ConfigurationError: That policy is of another optimizer, size, features or controls.
+        """
+        if self.started or (self.config.imitation is None and self.config.start is None):
             return
         clock = self.cpu_seconds()
         policy = self.model.policy
         assert isinstance(policy, HyperparameterPolicy)
+        if self.config.start is not None:
+            self.parent = self._begin_from(load(Path(self.config.start)))
+            self._warm_started(None, clock)
+            return
+        assert self.config.imitation is not None
         losses = imitate(
             policy,
             imitation_specs(self.config),
@@ -192,6 +208,18 @@ class Trainer(PPOTrainer[Policy]):
             progress=progress,
         )
         self._warm_started(losses[-1], clock)
+
+    def _begin_from(self, parent: Policy) -> dict[str, Any]:
+        """Take a policy's weights; what the manifest says about it."""
+        mine = self.export(best=False)
+        for what in ("optimizer", "features", "controls", "hidden_size"):
+            if getattr(parent, what) != getattr(mine, what):
+                raise ConfigurationError(
+                    f"{self.config.start} is a policy with another {what} than this training's; "
+                    "begin from one that `lhopt train` made with the same settings."
+                )
+        self.model.policy.load_state_dict(restore(parent.weights), strict=False)
+        return {"name": parent.name, "digest": parent.digest, "training": dict(parent.training)}
 
     def export(self, *, best: bool = True) -> Policy:
         """The policy so far: the averaged weights, at the best evaluation if there was one."""
@@ -210,6 +238,7 @@ class Trainer(PPOTrainer[Policy]):
                 "updates": update,
                 "cpu_seconds": round(self.seconds, 1),
                 "curve": self.curve,
+                **({"from": self.parent} if self.parent else {}),
             },
         )
 

@@ -14,7 +14,7 @@ import torch
 from lhopt.core.errors import ConfigurationError, ResumeError
 from lhopt.env.config import EnvConfig
 from lhopt.env.pool import TaskPool
-from lhopt.policy.artifact import load
+from lhopt.policy.artifact import load, save
 from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, run
 from lhopt.policy.train import TrainConfig, Trainer
 
@@ -207,3 +207,30 @@ def test_evaluation_runs_every_kind_of_controller(pool: TaskPool, make: Callable
     path[1, 0] = 1.0
     d = go(lambda episode: open_loop(np.array([0.0, 1.0]), path, episode.n_decisions))
     np.testing.assert_allclose(d.actions[:, :, 0].sum(0), 0.8)  # the last interval is not decided
+
+
+def test_a_training_begins_from_a_policy_and_says_so(pool: TaskPool, tmp_path: Path) -> None:
+    first = Trainer(CONFIG, tmp_path / "first", pool, pool)
+    with torch.no_grad():  # or it would be the no-op, whatever was read
+        first.model.policy.action_net.weight += 0.3
+        first.averaged.update(first.model.policy.state_dict())
+    parent = first.export()
+    save(parent, tmp_path / "first")
+    file = tmp_path / "first" / "tiny.json"
+    config = replace(CONFIG, start=str(file), updates=1, evaluate_every=1)
+    second = Trainer(config, tmp_path / "second", pool, pool)
+    second.warm_start()
+    assert second.started
+    for name, array in second.export().weights.items():
+        np.testing.assert_array_equal(array, parent.weights[name])
+    assert second.curve[0]["eval/mean_reward"] == pytest.approx(
+        first.evaluate()["eval/mean_reward"], abs=1e-4
+    )
+    resumed = Trainer(config, tmp_path / "second", pool, pool)
+    resumed.resume()
+    made = resumed.learn()
+    assert made.training["from"]["digest"] == parent.digest
+    assert made.training["config"]["start"] == "tiny.json"  # no path of this machine
+    other = replace(config, lstm=4)
+    with pytest.raises(ConfigurationError, match="another hidden_size"):
+        Trainer(other, tmp_path / "third", pool, pool).warm_start()
