@@ -212,7 +212,7 @@ def test_evaluation_runs_every_kind_of_controller(pool: TaskPool, make: Callable
 def test_a_training_begins_from_a_policy_and_says_so(pool: TaskPool, tmp_path: Path) -> None:
     first = Trainer(CONFIG, tmp_path / "first", pool, pool)
     with torch.no_grad():  # or it would be the no-op, whatever was read
-        first.model.policy.action_net.weight += 0.3
+        first.model.policy.get_parameter("action_net.weight").add_(0.3)
         first.averaged.update(first.model.policy.state_dict())
     parent = first.export()
     save(parent, tmp_path / "first")
