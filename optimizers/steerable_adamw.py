@@ -63,7 +63,8 @@ class SteerableAdamW(torch.optim.Optimizer):
         u = u * (rms(p) / rms(u)) ** trust_power                      (matrices)
         u = vector_scale * u                                          (all else)
 
-    and then
+    Entries of u, on matrices and elsewhere, that would climb along this step's gradient (u g < 0)
+    are left out (cautious), and then
 
         p = p - lr weight_decay p - lr u
         a = a + (p - a) / (1 + average (t - 1))
@@ -73,8 +74,8 @@ class SteerableAdamW(torch.optim.Optimizer):
 
     Args:
         params: Parameters or groups of them; each group may have its own values.
-        lr: On a matrix at trust power 1 the relative change per step, and close to it at the
-            default power; 3e-3 to 0.3. 0 is allowed, for warm-ups.
+        lr: On a matrix at trust power 1 the relative change per step; 3e-3 to 0.3 at the default
+            power. 0 is allowed, for warm-ups.
         betas: Decays of both moments; 0.5 to 0.95 and 0.9 to 0.999.
         eps: Added to the denominator; 1e-10 to 1e-6.
         weight_decay: Decoupled, times lr; 0 to 0.3.
@@ -87,14 +88,15 @@ class SteerableAdamW(torch.optim.Optimizer):
             sparse.
 
     Source: AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), LAMB's trust ratio (You et al.,
-    2020, arXiv:1904.00962), Muon (Jordan et al., 2024), and the inner optimizer of LHOPT (Almeida
+    2020, arXiv:1904.00962), Muon (Jordan et al., 2024), cautious updates (Liang et
+    al., 2024, arXiv:2411.16085), and the inner optimizer of LHOPT (Almeida
     et al., 2021, arXiv:2106.00958) for the clip and the moves of betas.
     """
 
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 4e-2,
+        lr: float | Tensor = 8e-2,
         betas: tuple[float, float] = (0.85, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 5e-2,

@@ -94,9 +94,10 @@ STEERABLE = StepRule(
     orthogonal=True,
     ns_steps=3,
     precondition=True,
-    trust_power=0.75,
+    trust_power=0.5,
     vector_scale=2.0,
-    average=0.2,
+    cautious=True,
+    average=0.1,
     clip=True,
 )
 

@@ -49,8 +49,8 @@ TRAIN_FAMILIES: tuple[str, ...] = (
     "glyphs-mixer", "texture-cnn", "signal-conv", "chaos-mlp", "docs-mlp",
     "entities-mlp", "zipf-bilinear",
 )  # fmt: skip
-#: Families of the periodic evaluation: they choose among checkpoints, had a say in the optimizer's
-#: default (docs/training-log.md, entry 16), and are in no benchmark.
+#: Families of the periodic evaluation: they choose among checkpoints and, in entry 16 of
+#: docs/training-log.md, among defaults of the optimizer; they are in no benchmark.
 VALID_FAMILIES: tuple[str, ...] = ("sets-net", "grammar-mlp", "names-conv")
 
 

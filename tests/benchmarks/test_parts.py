@@ -57,7 +57,7 @@ def test_the_parts_of_todays_default_are_all_left_out_once() -> None:
     whole = default(STEERABLE_NAME)
     found = variants(whole)
     wanted = {
-        "preconditioning (by the second moment)", "larger steps of vectors",
+        "preconditioning (by the second moment)", "larger steps of vectors", "cautious updates",
         "orthogonal momentum", "trust ratio", "weight average", "clip",
     }  # fmt: skip
     assert wanted <= set(found)
