@@ -173,6 +173,9 @@ def build_pool(
         cost: Gives `Entry.cost`.
         steps_power: As in `TaskPool`, like the next.
         cost_power: Of the families.
+
+    Raises:
+        ConfigurationError: No task is left; the message says why.
     """
     config = config or FrontierConfig()
     work = partial(_ready, config=config)
@@ -195,17 +198,25 @@ def build_pool(
         for i, spec in enumerate(specs):
             frontiers.append(work(spec))
             note(i)
-    entries = []
+    entries, left_out = [], []
     for spec, found in zip(specs, frontiers, strict=True):
         if isinstance(found, str):
-            logger.info("task %s left out: %s", spec.task, found)
+            left_out.append(f"{spec.task}: {found}")
         elif found.resolution > max_resolution or found.edge:
-            logger.info(
-                "task %s left out: resolution %.2f octaves, best rate %g of %g..%g",
-                spec.task, found.resolution, found.best_rates[found.budgets.index(1.0)],
-                min(found.rates), max(found.rates),
-            )  # fmt: skip
+            left_out.append(
+                f"{spec.task}: resolution {found.resolution:.2f} octaves, best rate "
+                f"{found.best_rates[found.budgets.index(1.0)]:g} of {min(found.rates):g} to "
+                f"{max(found.rates):g}"
+            )
         else:
             task = get_task(spec.task)
             entries.append(Entry(spec, task, found, cost(task) if cost else 1.0))
+    for line in left_out:
+        logger.info("task left out: %s", line)
+    if left_out and not entries:
+        raise ConfigurationError(
+            f"No task is left of {len(specs)}: a frontier must be sharper than {max_resolution:g} "
+            f"octaves, and its best rate inside the grid ({'; '.join(left_out[:3])}"
+            f"{'; ...' if len(left_out) > 3 else ''}). Draw more tasks, or longer runs."
+        )
     return TaskPool(entries, steps_power=steps_power, cost_power=cost_power)
