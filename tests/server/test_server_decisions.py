@@ -273,9 +273,17 @@ def test_sessions_decided_together_get_the_decisions_they_get_alone(
     sessions = [api.open(policy=("alpha", "beta")[i % 2])["id"] for i in range(20)]
     shifted = {s: reports[i % 3 :] + reports[: i % 3] for i, s in enumerate(sessions)}
     got: dict[str, list[Any]] = {s: [] for s in sessions}
+    engine = api.services.engine
+
+    def wait() -> None:
+        deadline = time.monotonic() + 4.0
+        # the first few are taken at once, and wait in a batch of their own
+        while len(engine._queue) < len(sessions) - 5 and time.monotonic() < deadline:
+            time.sleep(0.005)
+
     for k in range(3):
-        # the worker is busy with something else while the reports come in
-        busy = api.spawn(api.services.engine.write(lambda: time.sleep(0.1)))
+        # the worker is busy with something else until most reports have come in
+        busy = api.spawn(engine.write(wait))
         answers = api.together(
             *(
                 ("PUT", f"/v1/sessions/{s}/attempts/0/decisions/{k}", {"json": shifted[s][k]})
