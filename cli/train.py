@@ -16,9 +16,9 @@ from ..core.errors import ConfigurationError, MissingExtraError, UnknownNameErro
 
 if TYPE_CHECKING:
     from ..policy.artifact import Artifact
-    from ..policy.env_train import EnvTrainConfig, EnvTrainer
+    from ..policy.env_train import EnvTrainConfig
     from ..policy.ppo import PPOConfig, PPOTrainer
-    from ..policy.train import TrainConfig, Trainer
+    from ..policy.train import TrainConfig
 
 A = TypeVar("A", bound="Artifact")
 
@@ -145,16 +145,22 @@ def _run(args: argparse.Namespace) -> int:
     trainer = Trainer(
         config, args.folder, pool, valid, device=args.device, processes=args.processes
     )
+    return 0 if _train(trainer, args) else 130
+
+
+def _train(trainer: PPOTrainer[A], args: argparse.Namespace) -> A | None:
+    """Warm start and PPO; the policy, or None if the warm start was stopped."""
     with closing(trainer):
-        (args.folder / CONFIG).write_text(json.dumps(config.to_json(), indent=1) + "\n")
+        text = json.dumps(trainer.config.to_json(), indent=1)
+        (args.folder / CONFIG).write_text(text + "\n")
         if args.resume:
             trainer.resume()
             print(f"resumed after update {trainer.update}")
         if not _warm_start(trainer):
-            return 130
-        policy = _learn(trainer, config.updates)
+            return None
+        policy = _learn(trainer, trainer.config.updates)
     print(f"policy {policy.name} ({policy.digest[:12]}) in {args.folder}")
-    return 0
+    return policy
 
 
 def _keep_measured(args: argparse.Namespace) -> int:
@@ -168,7 +174,8 @@ def _keep_measured(args: argparse.Namespace) -> int:
     other = [word for word in words if getattr(args, word)]
     if other:
         raise ConfigurationError(
-            f"--keep-measured is about trainings with the defaults; leave {other[0]} out."
+            "--keep-measured is about trainings with the defaults; leave "
+            f"{'--from' if other[0] == 'start' else other[0]} out."
         )
     names = {n for o in OPTIMIZERS for n in measured_names(TrainConfig(optimizer=o))}
     kept = pack(cache_folder(), names)
@@ -182,28 +189,23 @@ def _run_environment(args: argparse.Namespace) -> int:
     from ..policy.env_train import EnvTrainer
 
     row = get_environment(args.env)
-    other = [word for word, default in (("optimizer", None), ("device", "cpu"), ("processes", 2),
-                                   ("start", None))
-             if getattr(args, word) != default]  # fmt: skip
+    other = [flag for flag, word, default in (
+                ("--optimizer", "optimizer", None), ("--device", "device", "cpu"),
+                ("--processes", "processes", 2), ("--from", "start", None),
+             ) if getattr(args, word) != default]  # fmt: skip
     if other:
         raise ConfigurationError(
-            f"--{other[0]} belongs to policies that steer training jobs, not to --env {args.env}; "
+            f"{other[0]} belongs to policies that steer training jobs, not to --env {args.env}; "
             "leave it out."
         )
     args.folder = args.folder or Path("runs") / args.env
     config = read_env_config(args)
     _check_folder(args, config)
     print(f"lhopt train: {config.name} in {args.env} ({row.summary}), {config.updates} updates")
-    trainer = EnvTrainer(config, args.folder)
-    (args.folder / CONFIG).write_text(json.dumps(config.to_json(), indent=1) + "\n")
-    if args.resume:
-        trainer.resume()
-        print(f"resumed after update {trainer.update}")
-    if not _warm_start(trainer):
+    policy = _train(EnvTrainer(config, args.folder), args)
+    if policy is None:
         return 130
-    policy = _learn(trainer, config.updates)
-    print(f"policy {policy.name} ({policy.digest[:12]}) in {args.folder}\n")
-    print(row.evaluate(policy))
+    print(f"\n{row.evaluate(policy)}")
     return 0
 
 
@@ -241,15 +243,14 @@ def _learn(trainer: PPOTrainer[A], updates: int) -> A:
         return trainer.learn(updated)
 
 
-def _warm_start(trainer: Trainer | EnvTrainer) -> bool:
+def _warm_start(trainer: PPOTrainer[A]) -> bool:
     """Imitate the experts, with a progress bar for each stage; whether it came to its end."""
     from tqdm import tqdm
 
     from ..env.frontier import cache_folder
     from ..policy.ppo import CHECKPOINT
 
-    config = trainer.config
-    if trainer.started or (config.imitation is None and getattr(config, "start", None) is None):
+    if trainer.started:
         return True
     try:
         with tqdm(desc="experts", unit="", leave=False) as bar:

@@ -106,24 +106,23 @@ class Workers:
         """
         left = list(enumerate(jobs))[::-1]
         n, done, busy = len(left), dict[int, Any](), dict[int, int]()
-        for turn in range(n):
-            with self._whole():
-                while turn not in done:
-                    for i in range(len(self)):
-                        if i not in busy and left:
-                            busy[i], job = left.pop()
-                            self._send(i, (False, function, job))
-                    ready = wait([self._workers[i][1] for i in busy])
-                    for i in [i for i in busy if self._workers[i][1] in ready]:
-                        done[busy.pop(i)] = self._receive(i)
-            yield self._yielded(done.pop(turn), busy)
-
-    def _yielded(self, reply: tuple[str, Any], busy: Iterable[int]) -> Any:
-        if reply[0] != "ok":
-            with self._whole():
-                for i in busy:
-                    self._receive(i)
-        return _result(reply)
+        try:
+            for turn in range(n):
+                with self._whole():
+                    while turn not in done:
+                        for i in range(len(self)):
+                            if i not in busy and left:
+                                busy[i], job = left.pop()
+                                self._send(i, (False, function, job))
+                        ready = wait([self._workers[i][1] for i in busy])
+                        for i in [i for i in busy if self._workers[i][1] in ready]:
+                            done[busy.pop(i)] = self._receive(i)
+                yield _result(done.pop(turn))
+        finally:  # a job failed, or the caller has seen enough: nobody else may read these answers
+            if busy and self._workers:
+                with self._whole():
+                    for i in busy:
+                        self._receive(i)
 
     def close(self) -> None:
         """End them, at once if they are in the middle of something."""

@@ -138,8 +138,9 @@ def read_checkpoint(folder: Path, config: PPOConfig) -> dict[str, Any]:
             if theirs.get(k) != v and k not in FREE
         ]
         raise ResumeError(
-            f"{path} is of another configuration ({'; '.join(other)}). Use the settings it "
-            "was started with (only the number of updates may change), or another folder."
+            f"{path} is of another configuration ("
+            f"{'; '.join(other) or 'the rule or start values of its optimizer'}). Use the settings "
+            "it was started with (only the number of updates may change), or another folder."
         )
     return state
 
@@ -232,6 +233,9 @@ class PPOTrainer(ABC, Generic[A]):
     def cpu_seconds(self) -> float:
         """CPU seconds of everything that trains."""
         return time.process_time()
+
+    def close(self) -> None:
+        """End whatever else trains; here nothing."""
 
     def _warm_started(self, loss: float | None, clock: float) -> None:
         """Keep what the warm start came to.

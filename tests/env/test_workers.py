@@ -42,6 +42,10 @@ def test_what_workers_keep_and_share_and_how_they_fail() -> None:
         with pytest.raises(ConfigurationError, match="device is 'nowhere'"):
             list(workers.map(checked_device, ["nowhere"]))
         assert list(workers.map(math.factorial, [3, 4])) == [6, 24]
+        some = workers.map(math.factorial, range(2, 9))
+        assert next(some) == 2
+        some.close()  # a caller that has seen enough leaves no answer behind
+        assert list(workers.map(math.factorial, [3, 4])) == [6, 24]
         # signals that reach a whole process group are the parent's to answer
         ids = [process.pid for process, _ in workers._workers if process.pid]
         for pid in ids:
