@@ -11,7 +11,7 @@ import pickle
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -99,7 +99,9 @@ class Workers:
             replies = [self._receive(i) for i in range(len(arguments))]
         return [_result(reply) for reply in replies]
 
-    def map(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+    def map(
+        self, function: Callable[[Any], Any], jobs: Iterable[Any]
+    ) -> Generator[Any, None, None]:
         """`function(job)` of every job, in their order; whoever is free takes the next.
 
         Raises: As `ask`.
