@@ -1,7 +1,7 @@
 """The yardstick of a task: final losses of finished, tuned baseline runs against their budget.
 
-Baseline: AdamW, default betas, weight decay 0.01, 5% linear warm-up, cosine to 0 over the run's own
-budget, learning rate the best of a grid at each budget. A run that is cut off before its decay is
+Baseline: AdamW, default betas, 5% linear warm-up, cosine to 0 over the run's own budget, learning
+rate and weight decay the best of a grid at each budget. A run that is cut off before its decay is
 no baseline: every point is a run that finished.
 """
 
@@ -40,15 +40,18 @@ class FrontierConfig:
         budgets: In units of the run's own length; ascending, 1 among them.
         rates: Learning rates tried at every budget.
         seeds: Runs per rate and budget; a rate is judged by its mean.
-        window: None tries every rate at every budget. A number tries them all at the smallest
-            budget, and at the others so many on either side of the best, moving on until the best
-            has neighbours that are worse: a few rates of the grid instead of all.
+        window: None tries every rate and decay at every budget. A number tries every rate, with the
+            first decay, at the smallest budget, and at the others so many on either side of the
+            best, moving on until the best has neighbours that are worse: a few rates of the grid
+            instead of all.
+        decays: Weight decays tried, ascending.
     """
 
     budgets: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     rates: tuple[float, ...] = tuple(float(10.0 ** (k / 3.0)) for k in range(-12, 1))
     seeds: tuple[int, ...] = (900_001, 900_002)
     window: int | None = None
+    decays: tuple[float, ...] = (0.01,)
 
     def __post_init__(self) -> None:
         ordered = sorted(set(self.budgets)) == list(self.budgets) and min(self.budgets) > 0
@@ -57,8 +60,10 @@ class FrontierConfig:
                 f"budgets is {self.budgets}; ascending numbers are wanted, 1.0 among them and at "
                 "least one beyond it."
             )
-        if not self.rates or not self.seeds:
-            raise ConfigurationError("A frontier needs at least one rate and one seed.")
+        if not self.rates or not self.seeds or not self.decays:
+            raise ConfigurationError(
+                "A frontier needs at least one rate, one weight decay and one seed."
+            )
         if self.window is not None and self.window < 1:
             raise ConfigurationError(
                 f"window is {self.window}; at least 1 rate on either side is wanted, or None for "
@@ -67,11 +72,13 @@ class FrontierConfig:
 
 
 #: Of training pools, which have many tasks and long ones: half a decade between rates, and no more
-#: of them than it takes to see that the best is inside.
+#: of them than it takes to see that the best is inside. The decay is tuned too: where few data are
+#: seen often, every rate with a small decay ends alike, and such a yardstick tells nothing apart.
 POOL_FRONTIER = FrontierConfig(
     budgets=(0.25, 0.5, 1.0, 2.0),
     rates=tuple(float(10.0 ** (k / 2.0)) for k in range(-9, 1)),
     window=1,
+    decays=(0.01, 0.1, 0.3, 1.0),
 )
 
 
@@ -85,10 +92,11 @@ class Frontier:
         budgets: Ascending, in units of `steps`.
         losses: Mean final `outer_valid` loss at the best rate, as measured.
         best_rates: That rate, per budget.
+        best_decays: The weight decay with it, per budget.
         noise: Standard deviation of log loss at budget 1 over seeds, at the best rate.
         untrained: Loss before the first step.
-        grid: `(budgets, rates)` mean final loss of every rate tried; None is divergence, or not
-            tried.
+        grid: `(budgets, rates)` mean final loss of every rate tried, with the best of the decays;
+            None is divergence, or not tried.
         rates: The rates tried.
     """
 
@@ -101,6 +109,7 @@ class Frontier:
     untrained: float
     rates: tuple[float, ...] = ()
     grid: tuple[tuple[float | None, ...], ...] = field(default=(), repr=False)
+    best_decays: tuple[float, ...] = ()
 
     def log2_speed(self, loss: FloatArray | float) -> FloatArray:
         """log2 of the budget at which the baseline reaches `loss`; any shape.
@@ -160,6 +169,7 @@ class Frontier:
                 untrained=float(row["untrained"]),
                 rates=tuple(row["rates"]),
                 grid=tuple(tuple(line) for line in row["grid"]),
+                best_decays=tuple(row.get("best_decays", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FrontierError(
@@ -197,69 +207,90 @@ def measure_frontier(task: InnerTask, steps: int, config: FrontierConfig | None 
     config = config or FrontierConfig()
     n_seeds = len(config.seeds)
     lengths = np.array([max(2, round(b * steps)) for b in config.budgets])
-    rates = np.asarray(config.rates)
+    rates, decays = np.asarray(config.rates), np.asarray(config.decays)
     seeds = [int(s) for s in config.seeds]
     untrained = float(np.mean(BatchedRuns(task, seeds).evaluate(averaged=False)))
-    table = np.full((len(lengths), len(rates), n_seeds), np.inf)
-    tried = np.zeros(table.shape[:2], bool)
+    table = np.full((len(lengths), len(rates), len(decays), n_seeds), np.inf)
+    tried = np.zeros(table.shape[:3], bool)
     while len(todo := _untried(table, tried, config.window)):
-        rows, columns = todo.T
+        rows, columns, layers = todo.T
         finals = _finals(
             task,
             rates[columns].repeat(n_seeds),
+            decays[layers].repeat(n_seeds),
             lengths[rows].repeat(n_seeds),
             seeds * len(todo),
         )
-        table[rows, columns] = finals.reshape(len(todo), n_seeds)
-        tried[rows, columns] = True
-    means = table.mean(axis=2)
-    if not np.isfinite(means.min(axis=1)).all():
+        table[rows, columns, layers] = finals.reshape(len(todo), n_seeds)
+        tried[rows, columns, layers] = True
+    means = table.mean(axis=3)
+    if not np.isfinite(means.min(axis=(1, 2))).all():
         raise FrontierError(
             f"Every rate of {config.rates} diverged on {task.name!r}; the task is broken, or its "
             "rates lie outside the grid."
         )
-    best = means.argmin(axis=1)
-    at_one = table[config.budgets.index(1.0), best[config.budgets.index(1.0)]]
+    best, layer = _best(means)
+    one = config.budgets.index(1.0)
+    at_one = table[one, best[one], layer[one]]
     log_std = float(np.log(np.maximum(at_one, 1e-12)).std(ddof=1)) if n_seeds > 1 else 0.0
     return Frontier(
         task=task.name,
         steps=steps,
         budgets=config.budgets,
-        losses=tuple(float(v) for v in means.min(axis=1)),
+        losses=tuple(float(v) for v in means.min(axis=(1, 2))),
         best_rates=tuple(float(config.rates[i]) for i in best),
         noise=log_std,
         untrained=untrained,
         rates=config.rates,
-        grid=tuple(tuple(float(v) if np.isfinite(v) else None for v in row) for row in means),
+        grid=tuple(
+            tuple(float(v) if np.isfinite(v) else None for v in row) for row in means.min(axis=2)
+        ),
+        best_decays=tuple(float(config.decays[i]) for i in layer),
     )
 
 
+def _best(means: FloatArray) -> tuple[IntArray, IntArray]:
+    """Rate and decay of each budget's lowest loss, as indices."""
+    flat = means.reshape(len(means), -1).argmin(axis=1)
+    return np.divmod(flat, means.shape[2])
+
+
 def _untried(table: FloatArray, tried: BoolArray, window: int | None) -> IntArray:
-    """Which (budget, rate) to run next, `(n, 2)`; none when the frontier is complete."""
-    wanted = np.ones_like(tried)
-    if window is not None:
-        means = table.mean(axis=2)
-        if not tried.any():
-            wanted[1:] = False
-        elif not np.isfinite(means[0].min()):
-            return np.empty((0, 2), np.int64)  # all diverged at once: nothing is better for longer
-        else:
-            index = np.arange(table.shape[1])
-            guess = np.where(tried.any(axis=1), means.argmin(axis=1), means[0].argmin())
-            wanted = np.abs(index - guess[:, None]) <= window
+    """Which (budget, rate, decay) to run next, `(n, 3)`; none when the frontier is complete."""
+    if window is None:
+        return np.argwhere(~tried)
+    wanted = np.zeros_like(tried)
+    if not tried.any():
+        wanted[0, :, 0] = True
+        return np.argwhere(wanted)
+    means = table.mean(axis=3)
+    if not np.isfinite(means[0].min()):
+        return np.empty((0, 3), np.int64)  # all diverged at once: nothing is better for longer
+    best, layer = _best(means)
+    known = tried.any(axis=(1, 2))
+    best, layer = np.where(known, best, best[0])[:, None], np.where(known, layer, layer[0])[:, None]
+    # along either axis, not over the corners
+    near = np.abs(np.arange(tried.shape[1]) - best) <= window
+    near_decay = np.abs(np.arange(tried.shape[2]) - layer) <= 1
+    at = np.arange(tried.shape[1]) == best, np.arange(tried.shape[2]) == layer
+    wanted |= near[:, :, None] & at[1][:, None, :]
+    wanted |= at[0][:, :, None] & near_decay[:, None, :]
     return np.argwhere(wanted & ~tried)
 
 
-def _finals(task: InnerTask, rate: FloatArray, total: IntArray, seeds: Sequence[int]) -> FloatArray:
+def _finals(
+    task: InnerTask, rate: FloatArray, decay: FloatArray, total: IntArray, seeds: Sequence[int]
+) -> FloatArray:
     """Final `outer_valid` losses of baseline runs, `(n,)`, trained in one batch.
 
     Args:
         task: What is trained.
         rate: `(n,)` peak rates.
+        decay: `(n,)` weight decays.
         total: `(n,)` lengths, in steps.
         seeds: One per run.
     """
-    runs = BatchedRuns(task, seeds, Settings(learning_rate=rate))
+    runs = BatchedRuns(task, seeds, Settings(learning_rate=rate, weight_decay=decay))
     rows, out, done = np.arange(len(rate)), np.full(len(rate), np.inf), 0
     for length in np.unique(total):
         while done < length:  # in pieces, so that batch indices of 4 T steps need not be held
@@ -282,6 +313,9 @@ def cache_folder() -> Path:
 
 def cache_key(task: InnerTask, steps: int, config: FrontierConfig) -> str:
     """Name of a frontier's file: changes with the task's configuration, data and the protocol."""
+    frontier = asdict(config)
+    if config.decays == FrontierConfig().decays:
+        del frontier["decays"]  # what was measured before there were any stays good
     described = {
         "protocol": PROTOCOL,
         "task": task.name,
@@ -289,7 +323,7 @@ def cache_key(task: InnerTask, steps: int, config: FrontierConfig) -> str:
         "batch_size": task.batch_size,
         "outer_valid": _data_digest(task),
         "steps": steps,
-        "frontier": asdict(config),
+        "frontier": frontier,
     }
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -47,7 +47,7 @@ TRAIN_FAMILIES: tuple[str, ...] = (
     "noisy-quadratic", "tabular-mlp", "teacher-regression", "parity-rnn", "addition-rnn",
     "friedman-mlp", "coordinate-mlp", "clusters-resmlp", "topics-bag", "glyphs-mlp", "glyphs-cnn",
     "glyphs-mixer", "texture-cnn", "signal-conv", "chaos-mlp", "docs-mlp",
-    "entities-mlp", "zipf-bilinear",
+    "entities-mlp", "zipf-bilinear", "forest-mlp", "vocabulary-mlp", "graph-distance",
 )  # fmt: skip
 #: Families of the periodic evaluation: they choose among checkpoints and, in entry 16 of
 #: docs/training-log.md, among defaults of the optimizer; they are in no benchmark.

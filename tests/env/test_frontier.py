@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,33 @@ def test_a_window_finds_the_optima_of_the_whole_grid_with_fewer_runs() -> None:
         assert all(means[b][j] >= means[b][i] * (1 - 1e-4) for j in beside)
         assert b == 0 or sum(v is not None for v in row) < len(rates)
     assert full.losses == pytest.approx(narrow.losses, rel=1e-4)
+
+
+def test_a_tuned_decay_is_never_worse_and_named() -> None:
+    task, wide = get_task(TASK), replace(TINY, decays=(0.01, 0.3, 3.0))
+    plain, tuned = measure_frontier(task, 30, TINY), measure_frontier(task, 30, wide)
+    assert all(b <= a * (1 + 1e-6) for a, b in zip(plain.losses, tuned.losses, strict=True))
+    assert len(tuned.best_decays) == len(tuned.budgets)
+    for b, decay in enumerate(tuned.best_decays):
+        alone = measure_frontier(task, 30, replace(TINY, decays=(decay,)))
+        assert alone.losses[b] == pytest.approx(tuned.losses[b], rel=1e-4)
+        assert alone.best_rates[b] == tuned.best_rates[b]
+    narrow = measure_frontier(task, 30, replace(wide, window=1))
+    assert narrow.losses == pytest.approx(tuned.losses, rel=1e-4)
+    assert narrow.best_decays == tuned.best_decays
+    assert Frontier.from_json(json.loads(json.dumps(tuned.to_json()))) == tuned
+
+
+def test_the_key_of_one_usual_decay_is_what_it_was_without_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = get_task(TASK)
+    before = {name: value for name, value in asdict(TINY).items() if name != "decays"}
+    monkeypatch.setattr("lhopt.env.frontier.asdict", lambda config: {**before, "decays": ()})
+    known = cache_key(task, 20, TINY)
+    monkeypatch.undo()
+    assert cache_key(task, 20, TINY) == known
+    assert cache_key(task, 20, replace(TINY, decays=(0.01, 0.1))) != cache_key(task, 20, TINY)
 
 
 def test_a_window_without_a_neighbour_is_refused() -> None:

@@ -167,3 +167,29 @@ def test_no_click_stands_in_two_splits_of_the_recommender() -> None:
     task = _family("recommender").default()
     codes = [set((p[:, 0] * 150 + p[:, 1]).tolist()) for p, _ in map(task.arrays, SPLITS)]
     assert sum(map(len, codes)) == len(set().union(*codes))
+
+
+def test_no_link_stands_in_two_splits_of_a_graph() -> None:
+    task = _family("graph-distance").default()
+    seen = [{tuple(sorted(pair)) for pair in task.arrays(s)[0].tolist()} for s in SPLITS]
+    assert sum(len(pairs) for pairs in seen) == len(set.union(*seen))
+    assert all(a != b for pairs in seen for a, b in pairs)
+
+
+def test_the_rare_levels_of_a_drawn_table_are_large_numbers() -> None:
+    inputs, targets = _family("forest-mlp").default().arrays("train")
+    assert float(inputs.abs().max()) > 9  # one-hot, then standardised, which ends at 10
+    shares = torch.bincount(targets) / len(targets)
+    assert len(shares) == 3
+    assert 0.0 < float(shares.min()) < 0.8 * float(shares.max())
+
+
+def test_a_drawn_language_has_frequent_and_rare_words_that_depend_on_those_before() -> None:
+    inputs, targets = _family("vocabulary-mlp").default().arrays("train")
+    counts = torch.bincount(targets, minlength=600).sort(descending=True).values
+    assert int(counts[:60].sum()) > 0.4 * len(targets)
+    assert int((counts < 10).sum()) > 100
+    # the most frequent word is far from equally likely behind different words
+    top = int(torch.bincount(targets).argmax())
+    behind = [float((targets[inputs[:, -1] == w] == top).float().mean()) for w in range(30)]
+    assert max(behind) > 3 * (min(behind) + 0.01)
