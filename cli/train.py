@@ -354,8 +354,7 @@ def _given(
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     for name, value in given.items():
         default = getattr(defaults, name)
-        optional = "None" in str(known[name].type) and value is None
-        if not optional and not _fits(value, default):
+        if not _fits(value, default, str(known[name].type)):
             raise ConfigurationError(
                 f"{name} is {value!r}; something like its default {default!r} is wanted."
             )
@@ -379,8 +378,12 @@ def _read_file(path: Path) -> dict[str, Any]:
     return given
 
 
-def _fits(value: Any, default: Any) -> bool:
-    """Whether a value from JSON is of its default's kind."""
+def _fits(value: Any, default: Any, declared: str) -> bool:
+    """Whether a value from JSON is of its default's kind, or what its field is declared to take."""
+    if "None" in declared and value is None:
+        return True
+    if declared == "str | None":
+        return isinstance(value, str)
     if default is None or isinstance(default, Mapping):  # env; imitation may be null
         return value is None or isinstance(value, Mapping)
     if isinstance(default, bool) or isinstance(value, bool):

@@ -14,6 +14,7 @@ from lhopt.cli.main import build_parser, main
 from lhopt.cli.train import read_config
 from lhopt.core.errors import ConfigurationError, ResumeError, UnknownNameError
 from lhopt.env.pool import TaskPool
+from lhopt.policy.artifact import load
 from lhopt.policy.train import TrainConfig, Trainer, available
 
 SMALL: dict[str, Any] = {
@@ -90,11 +91,29 @@ def test_resuming_on_other_tasks_is_refused(pool: TaskPool, tmp_path: Path) -> N
         (["--config", "no/such.json"], "cannot be read"),
         (["--set", "group_size=1"], "at least 2 runs"),
         (["--updates", "0"], "updates must be >= 1"),
+        (["--set", "start=3"], "start is 3"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(words: list[str], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         read_config(arguments(*words))
+
+
+def test_a_training_begins_from_the_policy_that_is_named(
+    tmp_path: Path, pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lhopt.policy.train.make_pools", lambda *_, **__: (pool, None))
+    first, file = tmp_path / "first", tmp_path / "config.json"
+    file.write_text(json.dumps({**SMALL, "families": ["noisy-quadratic"]}))
+    assert main(["train", str(first), "--config", str(file)]) == 0
+    parent = load(next(first.glob("*.safetensors")).with_suffix(".json"))
+    second = tmp_path / "second"
+    words = ["train", str(second), "--config", str(file), "--from"]
+    assert main([*words, str(first / f"{parent.name}.json")]) == 0
+    child = load(second / f"{parent.name}.json")
+    assert child.training["from"]["digest"] == parent.digest
+    assert child.training["config"]["start"] == f"{parent.name}.json"
+    assert main([*words, str(tmp_path / "none.json")]) != 0
 
 
 def test_settings_come_from_a_manifest_and_from_words(tmp_path: Path) -> None:
