@@ -181,8 +181,9 @@ def text(parts: Sequence[Part], families: Sequence[str]) -> str:
         )
     lines += [
         "",
-        "h*: geometric mean over families against AdamW cosine with its rate tuned "
-        f"({len(POOL_FRONTIER.rates)} rates, {len(POOL_FRONTIER.seeds)} seeds), each",
+        "h*: geometric mean over families against AdamW cosine with rate and decay tuned "
+        f"({len(POOL_FRONTIER.rates)} x {len(POOL_FRONTIER.decays)}, {len(POOL_FRONTIER.seeds)} "
+        "seeds), each",
         "variant at its best of five rates; rate: that rate in units of its own; cost: CPU time of "
         "a step in a bucket.",
     ]

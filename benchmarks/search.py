@@ -2,13 +2,13 @@
 
 Every batch draws one update rule (what is compiled into a run) and 24 settings of what may differ
 between runs of a batch: rate, betas, eps, decay, clip, shape of the schedule. It is worth the mean
-over training families of its clipped log2 speed, each task against its own rate-tuned cosine AdamW:
-clipped (`CLIP`), because one task that a setting ruins, or one whose frontier is nearly flat, would
-else outweigh all others. Three stages: `random` batches, `refine` batches around the best so far,
-and `final`, which compares the leaders, and the default of today, on other tasks, longer runs and
-other seeds; only the final stage chooses. Its leaders come from several rules, because refining
-follows one family tree and fits the few short tasks it is judged by; its tasks are those that
-policies train on. All tasks have a frontier sharp enough to tell settings apart.
+over training families of its clipped log2 speed, each task against cosine AdamW with its rate and
+decay tuned: clipped (`CLIP`), because one task that a setting ruins, or one whose frontier is
+nearly flat, would else outweigh all others. Three stages: `random` batches, `refine` batches around
+the best so far, and `final`, which compares the leaders, and the default of today, on other tasks,
+longer runs and other seeds; only the final stage chooses. Its leaders come from several rules,
+because refining follows one family tree and fits the few short tasks it is judged by; its tasks are
+those that policies train on. All tasks have a frontier sharp enough to tell settings apart.
 """
 
 from __future__ import annotations

@@ -42,9 +42,10 @@ from .ppo import CHECKPOINT, PPOConfig, PPOTrainer
 logger = logging.getLogger("lhopt")
 
 #: Families that policies train on. None shares its data, or an architecture held out, with a task
-#: of the benchmarks.
+#: of the benchmarks. The noisy quadratic is none of them: its optimum is 0, where a baseline whose
+#: weight decay is tuned is led by the decay alone.
 TRAIN_FAMILIES: tuple[str, ...] = (
-    "noisy-quadratic", "tabular-mlp", "teacher-regression", "parity-rnn", "addition-rnn",
+    "tabular-mlp", "teacher-regression", "parity-rnn", "addition-rnn",
     "friedman-mlp", "coordinate-mlp", "clusters-resmlp", "topics-bag", "glyphs-mlp", "glyphs-cnn",
     "glyphs-mixer", "texture-cnn", "signal-conv", "chaos-mlp", "docs-mlp",
     "entities-mlp", "zipf-bilinear", "forest-mlp", "vocabulary-mlp", "graph-distance",
