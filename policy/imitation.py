@@ -53,6 +53,18 @@ SEARCH: dict[str, tuple[float, float]] = {
 #: In the search for an expert, at these shares of the run so many of the trials go on. Generous:
 #: a high rate looks worse in the middle of a run than it ends.
 HALVING = ((0.25, 0.5), (0.5, 0.25))
+#: The same where a second search follows: what a decay is worth shows late, so nobody whose rate is
+#: not hopeless is given up.
+GENTLE = ((0.25, 0.5),)
+#: Standard deviations of the second search around the best of the first, as in `SEARCH`.
+SPREAD: dict[str, float] = {
+    "learning_rate": 0.2,
+    "one_minus_beta1": 0.15,
+    "one_minus_beta2": 0.25,
+    "weight_decay": 0.4,
+    "clip_ratio": 0.4,
+    "eps": 0.0,
+}
 
 #: Prefixes of the actor's parameters in a `HyperparameterPolicy`.
 ACTOR = ("lstm_actor", "mlp_extractor.policy_net", "action_net")
@@ -67,6 +79,8 @@ class ImitationConfig:
             needs no frontier, so these may be many more than PPO's, and breadth is what carries
             over to tasks of other families.
         trials: Random settings tried per task.
+        refine: Settings of a second search, `top` of them the best of the first and the rest drawn
+            around their mean, on another seed; 0 is no such search.
         top: Best settings whose geometric mean is the expert.
         rounds: Rounds of collecting runs and fitting.
         runs: Runs collected per round and task drawn.
@@ -79,6 +93,7 @@ class ImitationConfig:
 
     tasks_per_family: int = 10
     trials: int = 64
+    refine: int = 0
     top: int = 4
     rounds: int = 26
     runs: int = 24
@@ -95,7 +110,11 @@ def find_expert(
 
     Random search over `imitation.trials` settings, one run each, the worst of them given up on the
     way (`HALVING`); the geometric mean of the best few, because the very best of many noisy runs is
-    lucky. Cached on disk beside the frontiers.
+    lucky. With `imitation.refine`, fewer are given up (`GENTLE`), and a second search around that
+    mean chooses. Cached on disk beside the frontiers.
+
+    Raises:
+        FrontierError: Every setting diverged.
     """
     name = expert_name(task, steps, config, imitation)
     path = cache_folder() / name
@@ -103,24 +122,51 @@ def find_expert(
     if known is not None:
         return np.array([np.nan if v is None else v for v in known])
     start = _trials(config, imitation.trials, np.random.default_rng([7, steps]))
-    loss = held_losses(task, steps, config, start, halving=HALVING)
-    best = np.argsort(loss, kind="stable")[: imitation.top]
-    best = best[np.isfinite(loss[best])]
+    halving = GENTLE if imitation.refine else HALVING
+    best = _best(start, held_losses(task, steps, config, start, halving=halving), imitation.top)
+    if imitation.refine and len(best):
+        start = _around(config, best, imitation.refine, np.random.default_rng([8, steps]))
+        best = _best(start, held_losses(task, steps, config, start, seed=4243), imitation.top)
     if not len(best):
         raise FrontierError(
             f"All {imitation.trials} settings tried on {task.name!r} diverged; the task is broken, "
             "or the optimizer starts far from where it works."
         )
-    expert = np.full(N_CONTROLS, np.nan)
-    for control in config.controls:
-        j = COLUMN[control.name]
-        distance = control.distance(start[best, j], start[best[:1], j])
-        expert[j] = float(control.apply(start[best[0], j], np.asarray(distance.mean())))
+    expert = _mean(config, best)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{name}.{os.getpid()}")
     temporary.write_text(json.dumps([None if np.isnan(v) else v for v in expert]))
     temporary.replace(path)
     return expert
+
+
+def _best(start: FloatArray, loss: FloatArray, top: int) -> FloatArray:
+    """The settings with the lowest losses, `(up to top, controls)`; none that diverged."""
+    best = np.argsort(loss, kind="stable")[:top]
+    return start[best[np.isfinite(loss[best])]]
+
+
+def _mean(config: EnvConfig, settings: FloatArray) -> FloatArray:
+    """Mean of settings on each control's own scale: `(controls,)`, nan if not steered."""
+    mean = np.full(N_CONTROLS, np.nan)
+    for control in config.controls:
+        column = settings[:, COLUMN[control.name]]
+        distance = control.distance(column, column[:1])
+        mean[COLUMN[control.name]] = float(control.apply(column[0], np.asarray(distance.mean())))
+    return mean
+
+
+def _around(config: EnvConfig, best: FloatArray, n: int, rng: np.random.Generator) -> FloatArray:
+    """Those settings and others around their mean: `(n, controls)`."""
+    start = np.repeat(best[:1], n, axis=0)
+    start[: len(best)] = best[:n]
+    mean, left = _mean(config, best), max(n - len(best), 0)
+    for control in config.controls:
+        shift = SPREAD[control.name] * rng.normal(size=left)
+        delta = shift * np.log(10.0) if control.kind == "scale" else shift
+        j = COLUMN[control.name]
+        start[len(best) :, j] = control.apply(np.full(left, mean[j]), delta)
+    return start
 
 
 def expert_name(task: InnerTask, steps: int, config: EnvConfig, imitation: ImitationConfig) -> str:
@@ -133,6 +179,8 @@ def expert_name(task: InnerTask, steps: int, config: EnvConfig, imitation: Imita
         "schedule": config.schedule.to_json(),
         "search": [imitation.trials, imitation.top, HALVING, SEARCH],
     }
+    if imitation.refine:  # without it, what was searched before there was any stays good
+        described["refine"] = [imitation.refine, GENTLE, SPREAD]
     text = json.dumps(described, sort_keys=True, default=str)
     mark = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"expert-{cache_key(task, steps, FrontierConfig())}-{mark}.json"

@@ -16,6 +16,7 @@ from lhopt.env.vector import action_space, observation_space
 from lhopt.env.workers import Map, Workers
 from lhopt.policy.imitation import (
     ImitationConfig,
+    expert_name,
     find_expert,
     held_losses,
     imitate,
@@ -61,6 +62,24 @@ def test_the_teachers_moves_lead_to_the_expert(
     values = episode.values.copy()
     values[:, COLUMN["learning_rate"]] /= schedule
     np.testing.assert_allclose(values[:, steered], np.tile(aim[steered], (3, 1)), rtol=1e-6)
+
+
+def test_a_second_search_ends_lower_and_is_another_file(
+    pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
+    config = EnvConfig()
+    once, twice = ImitationConfig(trials=6, top=2), ImitationConfig(trials=6, top=2, refine=16)
+    gains = []
+    for entry in pool.entries:
+        task, steps = entry.task, entry.spec.steps
+        found = np.stack([find_expert(task, steps, config, each) for each in (once, twice)])
+        assert expert_name(task, steps, config, once) != expert_name(task, steps, config, twice)
+        np.testing.assert_array_equal(find_expert(task, steps, config, twice), found[1])
+        # on a seed that neither search saw
+        first, second = held_losses(task, steps, config, found, seed=1)
+        gains.append(np.log(first / second))
+    assert np.mean(gains) > 0
 
 
 def test_a_search_without_statistics_ends_where_held_episodes_end(pool: TaskPool) -> None:
