@@ -41,9 +41,9 @@ class FrontierConfig:
         rates: Learning rates tried at every budget.
         seeds: Runs per rate and budget; a rate is judged by its mean.
         window: None tries every rate and decay at every budget. A number tries every rate, with the
-            first decay, at the smallest budget, and at the others so many on either side of the
-            best, moving on until the best has neighbours that are worse: a few rates of the grid
-            instead of all.
+            first decay, at the smallest budget, and then at each so many rates, and one decay, on
+            either side of the best, moving on until the best has neighbours that are worse: a few
+            of the grid instead of all.
         decays: Weight decays tried, ascending.
     """
 
@@ -90,10 +90,10 @@ class Frontier:
         task: The inner task's name.
         steps: Inner steps of budget 1.
         budgets: Ascending, in units of `steps`.
-        losses: Mean final `outer_valid` loss at the best rate, as measured.
+        losses: Mean final `outer_valid` loss at the best rate and decay, as measured.
         best_rates: That rate, per budget.
         best_decays: The weight decay with it, per budget.
-        noise: Standard deviation of log loss at budget 1 over seeds, at the best rate.
+        noise: Standard deviation of log loss at budget 1 over seeds, at the best of them.
         untrained: Loss before the first step.
         grid: `(budgets, rates)` mean final loss of every rate tried, with the best of the decays;
             None is divergence, or not tried.
@@ -213,39 +213,39 @@ def measure_frontier(task: InnerTask, steps: int, config: FrontierConfig | None 
     table = np.full((len(lengths), len(rates), len(decays), n_seeds), np.inf)
     tried = np.zeros(table.shape[:3], bool)
     while len(todo := _untried(table, tried, config.window)):
-        rows, columns, layers = todo.T
+        budget, rate, decay = todo.T
         finals = _finals(
             task,
-            rates[columns].repeat(n_seeds),
-            decays[layers].repeat(n_seeds),
-            lengths[rows].repeat(n_seeds),
+            rates[rate].repeat(n_seeds),
+            decays[decay].repeat(n_seeds),
+            lengths[budget].repeat(n_seeds),
             seeds * len(todo),
         )
-        table[rows, columns, layers] = finals.reshape(len(todo), n_seeds)
-        tried[rows, columns, layers] = True
+        table[budget, rate, decay] = finals.reshape(len(todo), n_seeds)
+        tried[budget, rate, decay] = True
     means = table.mean(axis=3)
     if not np.isfinite(means.min(axis=(1, 2))).all():
         raise FrontierError(
             f"Every rate of {config.rates} diverged on {task.name!r}; the task is broken, or its "
             "rates lie outside the grid."
         )
-    best, layer = _best(means)
+    best_rate, best_decay = _best(means)
     one = config.budgets.index(1.0)
-    at_one = table[one, best[one], layer[one]]
+    at_one = table[one, best_rate[one], best_decay[one]]
     log_std = float(np.log(np.maximum(at_one, 1e-12)).std(ddof=1)) if n_seeds > 1 else 0.0
     return Frontier(
         task=task.name,
         steps=steps,
         budgets=config.budgets,
         losses=tuple(float(v) for v in means.min(axis=(1, 2))),
-        best_rates=tuple(float(config.rates[i]) for i in best),
+        best_rates=tuple(float(config.rates[i]) for i in best_rate),
         noise=log_std,
         untrained=untrained,
         rates=config.rates,
         grid=tuple(
             tuple(float(v) if np.isfinite(v) else None for v in row) for row in means.min(axis=2)
         ),
-        best_decays=tuple(float(config.decays[i]) for i in layer),
+        best_decays=tuple(float(config.decays[i]) for i in best_decay),
     )
 
 
@@ -259,22 +259,19 @@ def _untried(table: FloatArray, tried: BoolArray, window: int | None) -> IntArra
     """Which (budget, rate, decay) to run next, `(n, 3)`; none when the frontier is complete."""
     if window is None:
         return np.argwhere(~tried)
-    wanted = np.zeros_like(tried)
     if not tried.any():
-        wanted[0, :, 0] = True
-        return np.argwhere(wanted)
+        first = np.zeros_like(tried)
+        first[0, :, 0] = True
+        return np.argwhere(first)
     means = table.mean(axis=3)
     if not np.isfinite(means[0].min()):
         return np.empty((0, 3), np.int64)  # all diverged at once: nothing is better for longer
-    best, layer = _best(means)
     known = tried.any(axis=(1, 2))
-    best, layer = np.where(known, best, best[0])[:, None], np.where(known, layer, layer[0])[:, None]
+    best_rate, best_decay = (np.where(known, index, index[0]) for index in _best(means))
+    from_rate = np.abs(np.arange(tried.shape[1]) - best_rate[:, None])[:, :, None]
+    from_decay = np.abs(np.arange(tried.shape[2]) - best_decay[:, None])[:, None, :]
     # along either axis, not over the corners
-    near = np.abs(np.arange(tried.shape[1]) - best) <= window
-    near_decay = np.abs(np.arange(tried.shape[2]) - layer) <= 1
-    at = np.arange(tried.shape[1]) == best, np.arange(tried.shape[2]) == layer
-    wanted |= near[:, :, None] & at[1][:, None, :]
-    wanted |= at[0][:, :, None] & near_decay[:, None, :]
+    wanted = ((from_rate <= window) & (from_decay == 0)) | ((from_rate == 0) & (from_decay <= 1))
     return np.argwhere(wanted & ~tried)
 
 

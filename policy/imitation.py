@@ -163,9 +163,8 @@ def _around(config: EnvConfig, best: FloatArray, n: int, rng: np.random.Generato
     mean, left = _mean(config, best), max(n - len(best), 0)
     for control in config.controls:
         shift = SPREAD[control.name] * rng.normal(size=left)
-        delta = shift * np.log(10.0) if control.kind == "scale" else shift
         j = COLUMN[control.name]
-        start[len(best) :, j] = control.apply(np.full(left, mean[j]), delta)
+        start[len(best) :, j] = _shifted(control, mean[j], shift)
     return start
 
 
@@ -197,9 +196,14 @@ def _trials(config: EnvConfig, n: int, rng: np.random.Generator) -> FloatArray:
         # half of the trials move the learning rate alone: it matters most
         if control_name != "learning_rate":
             shift[: n // 2] = 0.0
-        delta = shift * np.log(10.0) if control.kind == "scale" else shift
-        start[:, COLUMN[control_name]] = control.apply(np.full(n, value), delta)
+        start[:, COLUMN[control_name]] = _shifted(control, value, shift)
     return start
+
+
+def _shifted(control: Control, value: float, shift: FloatArray) -> FloatArray:
+    """A value moved by decades (`scale`) or logits, `(n,)`."""
+    delta = shift * np.log(10.0) if control.kind == "scale" else shift
+    return control.apply(np.full(len(shift), value), delta)
 
 
 def held_losses(
