@@ -55,6 +55,7 @@ class Arm:
         optimizer: What trains.
         kind: How it is run.
         at_default: Whether it starts at its optimizer's default rate, not decades off the best.
+        validates: Whether the policy is told a loss on `inner_valid` before each decision.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Arm:
     optimizer: str
     kind: Kind
     at_default: bool = False
+    validates: bool = False
 
     @property
     def wants_policy(self) -> bool:
@@ -88,7 +90,14 @@ ARMS: tuple[Arm, ...] = (
         "tuner",
         at_default=True,
     ),
-    Arm("steerable-policy-http", "the same over HTTP", STEERABLE, "http"),
+    Arm(
+        "steerable-policy-validated",
+        "the same as the first, told a validation loss",
+        STEERABLE,
+        "tuner",
+        validates=True,
+    ),
+    Arm("steerable-policy-http", "the first over HTTP", STEERABLE, "http"),
     Arm("steerable-policy-killed", "the same, server killed half-way", STEERABLE, "killed"),
     Arm("steerable-noop", "SteerableAdamW + no-op policy", STEERABLE, "hold"),
     Arm("steerable-random", "SteerableAdamW + random policy", STEERABLE, "random"),

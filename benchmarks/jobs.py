@@ -295,6 +295,7 @@ class ArmJob:
             self.recipe(rate),
             tuner=self._tuner(url),
             halfway=halfway if kill else None,
+            validates=self.arm.validates,
         )
         used = after[0] if after else served() if served else 0.0
         cpu_ms = outcome.cpu_ms

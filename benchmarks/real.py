@@ -22,6 +22,7 @@ from ..client.history import Record
 from ..core.adapters import adapter_for
 from ..core.errors import UnknownNameError
 from ..core.types import FloatArray
+from ..env.config import EnvConfig
 from ..inner_tasks.base import InnerTask, Split
 from ..inner_tasks.engine import BatchOrder, initial_params
 from ..optimizers.steerable_adamw import SteerableAdamW
@@ -29,6 +30,8 @@ from .records import evaluation_steps
 
 #: Decisions of a run: the Tuner's default.
 DECISIONS = 32
+#: Examples of `inner_valid` in a validation loss that a job reports; policies train with as many.
+VALIDATED = EnvConfig.valid_examples
 _CHUNK = 64
 
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {
@@ -131,6 +134,7 @@ def train(
     marks: Sequence[int] | None = None,
     until: int | None = None,
     halfway: Callable[[], None] | None = None,
+    validates: bool = False,
 ) -> Outcome:
     """Train one run.
 
@@ -144,6 +148,8 @@ def train(
             the bench. Empty for a run that is timed alone: its losses are nan.
         until: Stop after so many steps of the same plan.
         halfway: Called once half of the steps are done; its time is not the run's.
+        validates: Tell the Tuner a loss on `inner_valid` before each decision; its time is the
+            run's.
     """
     marks = evaluation_steps(steps) if marks is None else marks
     total = until or steps
@@ -151,7 +157,7 @@ def train(
     rows = torch.from_numpy(BatchOrder(seed, len(run.arrays[0]), task.batch_size).take(total))
     factors = None if with_.factors is None else with_.factors(steps)
     curve, tests = np.full(len(marks), math.inf), np.full(len(marks), math.inf)
-    done, finite = 0, True
+    done, finite, interval = 0, True, -(-steps // DECISIONS)
     began = time.process_time()
     steering = tuner(run.optimizer) if tuner else None
     seconds = time.process_time() - began
@@ -164,6 +170,8 @@ def train(
             done += 1
             finite = math.isfinite(loss.item())
             if steering and finite:
+                if validates and done % interval == 0:
+                    steering.report_validation(run.validate())
                 steering.report(loss)
         if steering and (done == total or not finite):
             steering.close()
@@ -230,15 +238,23 @@ class _Run:
                 self.optimizer.step()
         return loss
 
+    def validate(self) -> float:
+        """What a job would log: loss on a little held-out data, in the unit of the train loss."""
+        with self.with_.deployed(self.optimizer), torch.no_grad():
+            loss = evaluate(self.task, self.params(), "inner_valid", VALIDATED)
+        return self.task.loss_scale * loss
+
     def evaluate(self, split: Split) -> float:
         """Mean loss on a split, with the weights that are meant to be used."""
         with self.with_.deployed(self.optimizer), torch.no_grad():
             return evaluate(self.task, self.params(), split)
 
 
-def evaluate(task: InnerTask, params: Mapping[str, Tensor], split: Split) -> float:
-    """Mean loss on a split; infinite if it is not finite."""
-    arrays = task.arrays(split)
+def evaluate(
+    task: InnerTask, params: Mapping[str, Tensor], split: Split, limit: int | None = None
+) -> float:
+    """Mean loss on the first `limit` rows of a split; infinite if it is not finite."""
+    arrays = tuple(array[:limit] for array in task.arrays(split))
     n, total = len(arrays[0]), 0.0
     for start in range(0, n, _CHUNK):
         part = tuple(array[start : start + _CHUNK] for array in arrays)

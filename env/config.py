@@ -128,7 +128,7 @@ class EnvConfig:
     schedule: Schedule = field(default_factory=Schedule)
     intervals: tuple[int, int] = (25, 40)
     noise_scale: float = 1.0
-    valid_share: float = 0.25
+    valid_share: float = 0.5
     valid_examples: int = 128
     start: Mapping[str, float] = field(default_factory=dict)
     group_size: int | None = None

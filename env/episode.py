@@ -225,7 +225,9 @@ class Episode:
             accumulated = accumulated.add_step(measure(moments, rate, clipped))
         valid = None
         if self.drawn.reports_valid:
-            valid = self.runs.evaluate("inner_valid", limit=self.config.valid_examples)
+            # in the unit of the train loss, as a job's: their ratio tells a run that overfits
+            found = self.runs.evaluate("inner_valid", limit=self.config.valid_examples)
+            valid = self.task.loss_scale * found
         self.statistics = accumulated.finish(log_displacement=displacement, valid_loss=valid)
         self._state, observation = features.update(self._state, self.statistics, self.situation())
         if self.finished:

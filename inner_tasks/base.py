@@ -34,6 +34,8 @@ class InnerTask(ABC):
         name: Unique and stable, e.g. "digits-mlp/17"; it keys the frontier cache.
         family: The family's name, e.g. "digits-mlp".
         batch_size: Examples in one inner step.
+        loss_scale: What `loss` is multiplied by and `evaluate` is not. A job reports both losses in
+            one unit, so an environment multiplies what it reports of `inner_valid` by it.
         selection: Which `outer_valid` loss a bench scores a run by. "last": the one after the last
             step. "best": the lowest of those after every fiftieth of the run, as early stopping
             would keep; for tasks that overfit within their length, and then for every optimizer
@@ -43,6 +45,7 @@ class InnerTask(ABC):
     name: str
     family: str
     batch_size: int
+    loss_scale: float = 1.0
     selection: Scoring = "last"
 
     @abstractmethod

@@ -149,20 +149,22 @@ class LogBilinear:
     embed: int
     tied: bool = False
     gain: float = 1.0
+    vocabulary: int = _VOCABULARY
+    context: int = _CONTEXT
 
     def init(self, generator: torch.Generator) -> Params:
         """Draw "embed", a matrix for each place and, unless tied, "output"; zero biases."""
         std = self.gain / math.sqrt(self.embed)
-        params: Params = {"embed.weight": normal(generator, (_VOCABULARY, self.embed), std)}
-        for i in range(_CONTEXT):
+        params: Params = {"embed.weight": normal(generator, (self.vocabulary, self.embed), std)}
+        for i in range(self.context):
             params[f"place{i}.weight"] = normal(generator, (self.embed, self.embed), std)
         if not self.tied:
-            params["output.weight"] = normal(generator, (_VOCABULARY, self.embed), std)
-        params["output.bias"] = torch.zeros(_VOCABULARY)
+            params["output.weight"] = normal(generator, (self.vocabulary, self.embed), std)
+        params["output.bias"] = torch.zeros(self.vocabulary)
         return params
 
     def __call__(self, params: Weights, inputs: Tensor) -> Tensor:
-        """Words (N, 3) to logits (N, vocabulary)."""
+        """Words (N, context) to logits (N, vocabulary)."""
         said = [
             embedding(params["embed.weight"], word) @ params[f"place{i}.weight"].mT
             for i, word in enumerate(inputs.unbind(-1))

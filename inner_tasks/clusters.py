@@ -22,21 +22,21 @@ from .supervised import (
     SupervisedFamily,
 )
 
-_CLUSTER_ROWS, _CLASSES, _PER_CLASS = 8_192, 8, 6
+_CLUSTER_ROWS, N_CLASSES, _PER_CLASS = 8_192, 8, 6
 _SET_ROWS, _POINTS = 6_144, 24
 SHAPES = ("circle", "triangle", "square", "pentagon", "star", "cross", "two circles", "spiral")
 
 
 @cache
-def _clusters(n_inputs: int, spread: float, seed: int) -> Dataset:
+def clusters(n_inputs: int, spread: float, seed: int) -> Dataset:
     """48 Gaussian clusters, six per class, each with its own covariance."""
     rng = generator("clusters", n_inputs, seed)
-    n, n_clusters = n_drawn(_CLUSTER_ROWS), _CLASSES * _PER_CLASS
+    n, n_clusters = n_drawn(_CLUSTER_ROWS), N_CLASSES * _PER_CLASS
     centres = rng.normal(size=(n_clusters, n_inputs))
     shapes = rng.normal(size=(n_clusters, n_inputs, n_inputs)) / np.sqrt(n_inputs)
     of = rng.integers(n_clusters, size=n)
     x = centres[of] + spread * np.einsum("nij,nj->ni", shapes[of], rng.normal(size=(n, n_inputs)))
-    return in_order(x, of % _CLASSES, _CLASSES)
+    return in_order(x, of % N_CLASSES, N_CLASSES)
 
 
 class ClustersResMLP(SupervisedFamily):
@@ -68,9 +68,9 @@ class ClustersResMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """A `ResidualMLP` whose branches are as wide as the stream."""
-        data = _clusters(config["n_inputs"], config["spread"], config["data_seed"])
+        data = clusters(config["n_inputs"], config["spread"], config["data_seed"])
         width, shape = config["width"], (config["activation"], config["norm"], config["init_gain"])
-        return ResidualMLP(data.n_inputs, width, config["depth"], width, _CLASSES, *shape), data
+        return ResidualMLP(data.n_inputs, width, config["depth"], width, N_CLASSES, *shape), data
 
 
 def _corners(n: int, skip: int = 1) -> NDArray[np.float64]:

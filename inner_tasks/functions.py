@@ -25,8 +25,8 @@ _FIELD_ROWS, _WAVES = 8_192, 48
 
 
 @cache
-def _friedman(problem: int, rows: int, noise: float, seed: int) -> Dataset:
-    """`noise` is a share of the target's standard deviation."""
+def friedman(problem: int, rows: int, noise: float, seed: int) -> Dataset:
+    """One of Friedman's problems; `noise` is a share of the target's standard deviation."""
     try:
         from sklearn import datasets  # type: ignore[import-untyped]
     except ImportError as error:
@@ -67,13 +67,13 @@ class FriedmanMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` with one output."""
-        data = _friedman(config["problem"], config["rows"], config["noise"], config["data_seed"])
+        data = friedman(config["problem"], config["rows"], config["noise"], config["data_seed"])
         widths = (data.n_inputs, *(config["width"],) * config["depth"], 1)
         return MLP(widths, config["activation"], config["norm"], config["init_gain"]), data
 
 
 @cache
-def _field(features: int, roughness: float, seed: int) -> Dataset:
+def plane_field(features: int, roughness: float, seed: int) -> Dataset:
     """A sum of plane waves, and the point's Fourier features as inputs."""
     rng = generator("field", features, seed)
     points = rng.uniform(-1.0, 1.0, (n_drawn(_FIELD_ROWS), 2))
@@ -115,6 +115,6 @@ class CoordinateMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` with one output."""
-        data = _field(config["features"], config["roughness"], config["data_seed"])
+        data = plane_field(config["features"], config["roughness"], config["data_seed"])
         widths = (config["features"], *(config["width"],) * config["depth"], 1)
         return MLP(widths, config["activation"], config["norm"], config["init_gain"]), data

@@ -27,7 +27,7 @@ _LEVELS: Final[tuple[int, ...]] = (2, 3, 5, 8, 14, 24, 40)
 
 
 @cache
-def _table(classes: int, sharpness: float, seed: int) -> Dataset:
+def mixed_table(classes: int, sharpness: float, seed: int) -> Dataset:
     """Numbers, some of them skewed, and one-hot categories; a drawn forest tells the class."""
     rng = generator("mixed table", classes, seed)
     n = n_drawn(_ROWS)
@@ -107,6 +107,6 @@ class ForestMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` on the drawn table."""
-        data = _table(config["classes"], config["sharpness"], config["data_seed"])
+        data = mixed_table(config["classes"], config["sharpness"], config["data_seed"])
         widths = (data.n_inputs, *(config["width"],) * config["depth"], data.n_outputs)
         return MLP(widths, config["activation"], config["norm"], config["init_gain"]), data

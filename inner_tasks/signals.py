@@ -53,7 +53,8 @@ def waves(kind: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float
 
 
 @cache
-def _waveforms(noise: float, seed: int) -> Dataset:
+def waveforms(noise: float, seed: int) -> Dataset:
+    """Noisy signals of 48 samples, eight classes."""
     rng = generator("waveforms", seed)
     kind = rng.integers(len(WAVES), size=n_drawn(_ROWS))
     x = waves(kind, rng)
@@ -91,7 +92,7 @@ class SignalConv(SupervisedFamily):
         channels = tuple(config["width"] * 3**i // 2**i for i in range(config["depth"]))
         shape = (config["activation"], config["norm"], config["init_gain"])
         net = StridedConv1d(_LENGTH, channels, len(WAVES), *shape)
-        return net, _waveforms(config["noise"], config["data_seed"])
+        return net, waveforms(config["noise"], config["data_seed"])
 
 
 # Both by products and sums alone: they are the same to the last digit on every machine, where a
@@ -141,7 +142,7 @@ def lorenz(starts: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 
 @cache
-def _series(system: str, ahead: int, noise: float, seed: int) -> Dataset:
+def series(system: str, ahead: int, noise: float, seed: int) -> Dataset:
     """Windows that do not overlap, of 512 series; only those at the three seams meet two splits."""
     rng = generator("chaos", system, seed)
     span = _WINDOW + ahead
@@ -181,6 +182,6 @@ class ChaosMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` with one output."""
-        data = _series(config["system"], config["ahead"], config["noise"], config["data_seed"])
+        data = series(config["system"], config["ahead"], config["noise"], config["data_seed"])
         widths = (_WINDOW, *(config["width"],) * config["depth"], 1)
         return MLP(widths, config["activation"], config["norm"], config["init_gain"]), data

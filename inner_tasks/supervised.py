@@ -55,7 +55,7 @@ class SupervisedTask(InnerTask):
         self.config: Config = dict(config)
         self.batch_size = int(config["batch_size"])
         self.net = net
-        self._scale = float(config["loss_scale"])
+        self.loss_scale = float(config["loss_scale"])
         self._weight_scales = _weight_scales(net, float(config["reparam"]), config["noise_seed"])
         criteria = LOSSES[data.kind]
         if config.get("loss") not in criteria:
@@ -86,7 +86,7 @@ class SupervisedTask(InnerTask):
     def loss(self, params: Weights, batch: Batch) -> Tensor:
         """Mean train loss of one batch (inputs, targets), scaled."""
         inputs, targets = batch
-        return self._scale * self._criterion(self.net(self._weights(params), inputs), targets)
+        return self.loss_scale * self._criterion(self.net(self._weights(params), inputs), targets)
 
     def evaluate(self, params: Weights, batch: Batch) -> Tensor:
         """Mean loss of one batch, unscaled, always above 1e-4."""

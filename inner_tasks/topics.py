@@ -23,25 +23,25 @@ from .supervised import (
 )
 
 _ROWS = 8_192
-_VOCABULARY, _TOPICS, _LENGTH = 400, 12, 24
+N_WORDS, N_TOPICS, _LENGTH = 400, 12, 24
 _SYMBOLS, _STATES, _NEXT, _CONTEXT = 32, 40, 4, 6
 
 
 @cache
-def _documents(focus: float, seed: int) -> Dataset:
+def documents(focus: float, seed: int) -> Dataset:
     """Documents of 24 tokens; the class is the topic that has the largest share of the mixture."""
     rng = generator("topics", seed)
     n = n_drawn(_ROWS)
-    words = rng.dirichlet(np.full(_VOCABULARY, 0.1), _TOPICS)
-    topic = rng.integers(_TOPICS, size=n)
-    shares = (1.0 - focus) * rng.dirichlet(np.full(_TOPICS, 0.3), n)
+    words = rng.dirichlet(np.full(N_WORDS, 0.1), N_TOPICS)
+    topic = rng.integers(N_TOPICS, size=n)
+    shares = (1.0 - focus) * rng.dirichlet(np.full(N_TOPICS, 0.3), n)
     shares[np.arange(n), topic] += focus
-    of = (rng.random((n, _LENGTH, 1)) > shares.cumsum(1)[:, None]).sum(-1).clip(max=_TOPICS - 1)
+    of = (rng.random((n, _LENGTH, 1)) > shares.cumsum(1)[:, None]).sum(-1).clip(max=N_TOPICS - 1)
     tokens = np.empty((n, _LENGTH), np.int64)
-    for t in range(_TOPICS):
+    for t in range(N_TOPICS):
         here = of == t
-        tokens[here] = rng.choice(_VOCABULARY, int(here.sum()), p=words[t])
-    return in_order(tokens, shares.argmax(1), _TOPICS)
+        tokens[here] = rng.choice(N_WORDS, int(here.sum()), p=words[t])
+    return in_order(tokens, shares.argmax(1), N_TOPICS)
 
 
 class TopicsBag(SupervisedFamily):
@@ -75,8 +75,8 @@ class TopicsBag(SupervisedFamily):
         """A `BagOfTokens`."""
         hidden = (config["width"],) * config["depth"]
         shape = (config["activation"], config["norm"], config["init_gain"])
-        net = BagOfTokens(_VOCABULARY, config["embed"], hidden, _TOPICS, *shape)
-        return net, _documents(config["focus"], config["data_seed"])
+        net = BagOfTokens(N_WORDS, config["embed"], hidden, N_TOPICS, *shape)
+        return net, documents(config["focus"], config["data_seed"])
 
 
 @cache

@@ -91,11 +91,11 @@ class ImitationConfig:
         learning_rate: Of Adam in the fit.
     """
 
-    tasks_per_family: int = 10
+    tasks_per_family: int = 8
     trials: int = 64
     refine: int = 0
     top: int = 4
-    rounds: int = 26
+    rounds: int = 36
     runs: int = 24
     tasks: int = 10
     steps_power: float = 1.0

@@ -49,10 +49,15 @@ TRAIN_FAMILIES: tuple[str, ...] = (
     "friedman-mlp", "coordinate-mlp", "clusters-resmlp", "topics-bag", "glyphs-mlp", "glyphs-cnn",
     "glyphs-mixer", "texture-cnn", "signal-conv", "chaos-mlp", "docs-mlp",
     "entities-mlp", "zipf-bilinear", "forest-mlp", "vocabulary-mlp", "graph-distance",
+    "clusters-few", "glyphs-few", "glyphs-inpaint", "signal-denoise",
+    "texture-mixer", "glyphs-rnn", "signal-rnn", "chaos-conv", "coordinate-sine", "friedman-rbf",
+    "forest-cross", "forest-gated", "topics-linear", "docs-bilinear",
 )  # fmt: skip
 #: Families of the periodic evaluation: they choose among checkpoints and, in entry 16 of
 #: docs/training-log.md, among defaults of the optimizer; they are in no benchmark.
-VALID_FAMILIES: tuple[str, ...] = ("sets-net", "grammar-mlp", "names-conv")
+VALID_FAMILIES: tuple[str, ...] = (
+    "sets-net", "grammar-mlp", "names-conv", "tensor-factors", "shells-mlp",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class TrainConfig(PPOConfig):
     valid_families: tuple[str, ...] = VALID_FAMILIES
     valid_per_family: int = 6
     reward_bounds: tuple[float, float] | None = (-2.0, 1.5)
-    tasks_per_family: int = 16
+    tasks_per_family: int = 10
     steps: tuple[int, int] = (150, 2000)
     steps_power: float = 1.0
     cost_power: float = 1.0

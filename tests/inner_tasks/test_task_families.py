@@ -193,3 +193,25 @@ def test_a_drawn_language_has_frequent_and_rare_words_that_depend_on_those_befor
     top = int(torch.bincount(targets).argmax())
     behind = [float((targets[inputs[:, -1] == w] == top).float().mean()) for w in range(30)]
     assert max(behind) > 3 * (min(behind) + 0.01)
+
+
+def test_few_rows_are_the_first_of_many() -> None:
+    few, more = (_family("clusters-few").build({"rows": n}) for n in (300, 600))
+    assert len(few.arrays("train")[0]) == 300
+    assert torch.equal(few.arrays("train")[0], more.arrays("train")[0][:300])
+    for split in SPLITS[1:]:
+        assert torch.equal(few.arrays(split)[0], more.arrays(split)[0])
+
+
+def test_half_a_glyph_is_asked_for_from_the_other_half() -> None:
+    x, y = _family("glyphs-inpaint").default().arrays("train")
+    assert x.shape == y.shape == (6144, 72)
+    # halves of one glyph hang together: the last row seen tells of the first one asked for
+    assert float((x[:, -12:] * y[:, :12]).mean()) > 0.3
+
+
+def test_entries_of_a_tensor_name_one_row_of_each_side() -> None:
+    names, value = _family("tensor-factors").default().arrays("train")
+    assert names.min(0).values.tolist() == [0, 120, 180]
+    assert names.max(0).values.tolist() == [119, 179, 203]
+    assert value.shape == (12288, 1)
