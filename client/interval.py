@@ -8,7 +8,8 @@ import numpy as np
 
 from ..core.adapters import Adapter
 from ..core.sampling import measured_steps
-from ..core.statistics import STEP_STATISTICS, Accumulator, Statistics
+from ..core.statistics import STEP_STATISTICS, Accumulator, Statistics, horizons
+from ..core.types import FloatArray
 from . import measurement
 from .losses import Losses
 
@@ -21,6 +22,14 @@ MIN_ENTRIES = 256
 class Interval:
     """Collects one interval's statistics through the optimizer's step hooks.
 
+    Args:
+        optimizer: Whose steps.
+        adapter: How its values are read.
+        length: Steps of an interval.
+        every: Measure at most every so many-th step.
+        max_entries: Entries of each tensor that are measured.
+        epochs: Passes over the training data within an interval, if known.
+
     Attributes:
         offset: Steps of this interval that are done, AMP's skipped ones included until `settle`.
         losses: Losses reported in it.
@@ -28,10 +37,17 @@ class Interval:
     """
 
     def __init__(
-        self, optimizer: Any, adapter: Adapter, length: int, every: int, max_entries: int
+        self,
+        optimizer: Any,
+        adapter: Adapter,
+        length: int,
+        every: int,
+        max_entries: int,
+        epochs: float | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._adapter = adapter
+        self._length, self._epochs = length, epochs
         self._measured = frozenset(measured_steps(length, every))
         n_params = sum(len(group["params"]) for group in optimizer.param_groups)
         fair = max(MIN_ENTRIES, MAX_TOTAL // max(1, n_params))
@@ -97,7 +113,25 @@ class Interval:
         sums = self._sums.add_losses(losses[:, None]) if losses.size else self._sums
         moved = measurement.log_displacement(self._moving or [], self._start, self._max_entries)
         valid = None if self.valid_loss is None else np.array([self.valid_loss])
-        return sums.finish(log_displacement=moved, valid_loss=valid)
+        return sums.finish(log_displacement=moved, valid_loss=valid, others=self._horizons())
+
+    def _horizons(self) -> dict[str, FloatArray]:
+        """Of the parameter group with the most entries: the others are biases and the like."""
+        group = max(self._optimizer.param_groups, key=lambda g: sum(p.numel() for p in g["params"]))
+        value = {name: slot.read(group) for name, slot in self._adapter.slots.items()}
+
+        def of(name: str) -> FloatArray:
+            found = value.get(name)
+            return np.array([np.nan if found is None else found])
+
+        return horizons(
+            self._length,
+            learning_rate=of("learning_rate"),
+            one_minus_beta1=of("one_minus_beta1"),
+            one_minus_beta2=of("one_minus_beta2"),
+            weight_decay=of("weight_decay"),
+            epochs=self._epochs,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the interval stands, as plain numbers and tensors."""

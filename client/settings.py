@@ -50,6 +50,17 @@ def seconds(name: str, value: Any) -> float:
     return float(value)
 
 
+def positive(name: str, value: Any) -> float:
+    """A number that is finite and > 0.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigurationError(f"{name} is {value!r}; a number greater than 0 is wanted.")
+    return float(value)
+
+
 def plan(total_steps: Any, decisions: Any, interval: Any) -> tuple[int, int]:
     """Total steps and steps per decision.
 

@@ -65,6 +65,8 @@ class Tuner:
         client: A `Client` to use instead of `url`.
         measure_every: Measure at most every so many-th step, and at most four per interval.
         max_entries: Entries of each tensor that are measured.
+        epochs: Passes over the training data that `total_steps` make, if known: the policy then
+            knows how often it has seen an example, which tells how much to decay.
         name: What people call this run.
 
     Attributes:
@@ -93,6 +95,7 @@ class Tuner:
         client: Client | None = None,
         measure_every: int = 4,
         max_entries: int = MAX_ENTRIES,
+        epochs: float | None = None,
         name: str | None = None,
     ) -> None:
         began = time.perf_counter()
@@ -117,7 +120,8 @@ class Tuner:
 
         from .interval import Interval  # imports torch
 
-        self._log = Interval(optimizer, adapter, self._interval, every, entries)
+        seen = None if epochs is None else settings.positive("epochs", epochs) * share
+        self._log = Interval(optimizer, adapter, self._interval, every, entries, seen)
         self._begun = 0  # steps done when the present interval began
         self._ended = False
         self._closed = False

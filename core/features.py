@@ -1,8 +1,9 @@
 """Unitless features: the only thing that a policy reads.
 
-No raw loss, no absolute hyperparameter and no step count is among them: multiplying a job's loss,
-its parameters' scale or its length by a constant leaves (up to noise) the same observation, so one
-policy serves jobs that it has never met.
+No raw loss, no bare hyperparameter and no step count is among them: multiplying a job's loss or its
+parameters' scale by a constant leaves (up to noise) the same observation, so one policy serves jobs
+that it has never met. A length is shown by how often it fits into the run: that of a weight decay,
+of a beta's average, of the data set.
 
 Source: LHOPT (arXiv:2106.00958) section on features and its released configuration. The windows of
 the CDF features are our reading of its `integral_cdf`: history at progress s has weight w s^(w-1).
@@ -240,12 +241,28 @@ def _controls(x: _Inputs) -> dict[str, FloatArray]:
     return out
 
 
+def _horizons(x: _Inputs) -> dict[str, FloatArray]:
+    """Decay, averages and data within the whole run, at the present interval's pace."""
+    s, per_run = x.statistics, -np.log(x.situation.share)
+    epochs = s["log_epochs"] + per_run
+    return {
+        "run/decay": (s["log_decay"] + per_run + 1.0) / 2.0,
+        # how much of the way that the weights went would be decay's
+        "run/decay_over_move": (s["log_decay"] - s["log_displacement"] + 1.0) / 2.0,
+        "run/beta1_windows": (s["log_beta1_windows"] + per_run - 4.0) / 1.5,
+        "run/beta2_windows": (s["log_beta2_windows"] + per_run - 1.5) / 1.5,
+        "run/epochs": (epochs - 1.5) / 1.5,
+        "run/epochs_known": np.isfinite(epochs).astype(np.float64),
+    }
+
+
 BLOCKS: tuple[Callable[[_Inputs], dict[str, FloatArray]], ...] = (
     _time,
     _raw,
     _ranks,
     _losses,
     _controls,
+    _horizons,
 )
 
 

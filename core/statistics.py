@@ -46,6 +46,10 @@ INTERVAL_STATISTICS: tuple[str, ...] = (
     "train_loss_sem",  # standard error of the mean
     "train_loss_last",  # mean over the last half of the interval's steps
     "valid_loss",  # on held-out data, if the job has it; nan if not
+    "log_decay",  # log of lr * weight decay * steps: the share of the weights that decay takes
+    "log_beta1_windows",  # log of (1 - beta1) * steps: averaging windows that fit into it
+    "log_beta2_windows",  # log of (1 - beta2) * steps
+    "log_epochs",  # log of the passes over the training data; nan if the job does not tell
 )
 STATISTICS: tuple[str, ...] = STEP_STATISTICS + INTERVAL_STATISTICS
 #: A report without these is refused; the others may be left out (read as nan).
@@ -118,6 +122,44 @@ class Statistics:
             for name, value in zip(STATISTICS, self.values[row], strict=True)
             if name in REQUIRED or not np.isnan(value)
         }
+
+
+def horizons(
+    steps: int,
+    *,
+    learning_rate: FloatArray,
+    one_minus_beta1: FloatArray,
+    one_minus_beta2: FloatArray,
+    weight_decay: FloatArray,
+    epochs: float | None = None,
+) -> dict[str, FloatArray]:
+    """What an interval's length makes of hyperparameters that have one: statistics by name, `(K,)`.
+
+    A weight decay means nothing by itself: what counts is how often the weights are forgotten
+    within a run, and betas likewise. Those are unitless, so that jobs may be compared by them.
+
+    Args:
+        steps: Of the interval.
+        learning_rate: `(K,)`, the rate that its steps use.
+        one_minus_beta1: `(K,)`; nan where the optimizer has none, as for the others.
+        one_minus_beta2: `(K,)`.
+        weight_decay: `(K,)`, decoupled: a step takes `learning_rate * weight_decay` of the weights.
+        epochs: Passes over the training data within the interval; None if not known.
+
+    Source: Wang and Aitchison, 2024, arXiv:2405.13698, for decay as an average over epochs.
+    """
+
+    def log(value: FloatArray) -> FloatArray:
+        return np.log(np.maximum(np.asarray(value, np.float64), 1e-30))
+
+    found = {
+        "log_decay": log(learning_rate) + log(weight_decay) + np.log(steps),
+        "log_beta1_windows": log(one_minus_beta1) + np.log(steps),
+        "log_beta2_windows": log(one_minus_beta2) + np.log(steps),
+    }
+    if epochs is not None:
+        found["log_epochs"] = np.full(len(found["log_decay"]), np.log(epochs))
+    return found
 
 
 def measure(
@@ -206,13 +248,18 @@ class Accumulator:
         return replace(self, losses=(*self.losses, *rows))
 
     def finish(
-        self, *, log_displacement: FloatArray | None = None, valid_loss: FloatArray | None = None
+        self,
+        *,
+        log_displacement: FloatArray | None = None,
+        valid_loss: FloatArray | None = None,
+        others: Mapping[str, FloatArray] | None = None,
     ) -> Statistics:
         """The interval's statistics.
 
         Args:
             log_displacement: `(K,)` log of |p_end - p_start| / |p_start|, if measured.
             valid_loss: `(K,)` held-out loss, if the job has one.
+            others: Further statistics of the interval by name, as `horizons` gives them.
 
         Raises:
             StatisticsError: The interval has no loss: `train_loss` is required.
@@ -238,6 +285,8 @@ class Accumulator:
             values[:, INDEX["log_displacement"]] = log_displacement
         if valid_loss is not None:
             values[:, INDEX["valid_loss"]] = valid_loss
+        for name, value in (others or {}).items():
+            values[:, INDEX[name]] = value
         return Statistics(values)
 
 
@@ -259,5 +308,6 @@ __all__ = [
     "STEP_STATISTICS",
     "Accumulator",
     "Statistics",
+    "horizons",
     "measure",
 ]

@@ -18,7 +18,7 @@ from ..core.controls import CONTROL_NAMES, CONTROLS
 from ..core.errors import ConfigurationError
 from ..core.features import FeatureState, Situation
 from ..core.sampling import measured_steps
-from ..core.statistics import Accumulator, Statistics, measure
+from ..core.statistics import Accumulator, Statistics, horizons, measure
 from ..core.types import BoolArray, FloatArray
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
@@ -36,12 +36,14 @@ class Draw:
         start: `(K, controls)` starting values, nan where the optimizer lacks the control.
         n_intervals: Intervals of the run; decisions are one fewer.
         reports_valid: Whether the job reports a validation loss.
+        tells_epochs: Whether the job tells how often it passes over its data.
     """
 
     seeds: tuple[int, ...]
     start: FloatArray
     n_intervals: int
     reports_valid: bool
+    tells_epochs: bool = False
 
 
 def draw(config: EnvConfig, rng: np.random.Generator, n_runs: int) -> Draw:
@@ -71,6 +73,7 @@ def draw(config: EnvConfig, rng: np.random.Generator, n_runs: int) -> Draw:
         start=start.repeat(size, axis=0),
         n_intervals=int(rng.integers(low, high + 1)),
         reports_valid=bool(rng.random() < config.valid_share),
+        tells_epochs=bool(rng.random() < config.epochs_share),
     )
 
 
@@ -228,11 +231,21 @@ class Episode:
             # in the unit of the train loss, as a job's: their ratio tells a run that overfits
             found = self.runs.evaluate("inner_valid", limit=self.config.valid_examples)
             valid = self.task.loss_scale * found
-        self.statistics = accumulated.finish(log_displacement=displacement, valid_loss=valid)
+        self.statistics = accumulated.finish(
+            log_displacement=displacement, valid_loss=valid, others=self._horizons()
+        )
         self._state, observation = features.update(self._state, self.statistics, self.situation())
         if self.finished:
             self._score()
         return observation
+
+    def _horizons(self) -> dict[str, FloatArray]:
+        epochs = None
+        if self.drawn.tells_epochs:
+            epochs = self.interval * self.task.batch_size / len(self.task.arrays("train")[0])
+        names = ("learning_rate", "one_minus_beta1", "one_minus_beta2", "weight_decay")
+        now = {name: self.values[:, COLUMN[name]] for name in names}
+        return horizons(self.interval, **now, epochs=epochs)
 
     def _score(self) -> None:
         self.final_loss = self.runs.evaluate("outer_valid")

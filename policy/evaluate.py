@@ -100,6 +100,7 @@ def run(
     starts: Mapping[str, FloatArray] | None = None,
     n_intervals: int = 32,
     reports_valid: bool = False,
+    tells_epochs: bool = True,
 ) -> Result:
     """Train K runs of one task under a controller.
 
@@ -111,11 +112,12 @@ def run(
         starts: `(K,)` starting values by control; the configuration's where not given.
         n_intervals: Intervals of a run.
         reports_valid: Whether the policy sees a validation loss.
+        tells_epochs: Whether it is told how often the run passes over its data.
     """
     start = np.full((len(seeds), N_CONTROLS), np.nan)
     for name, value in {**config.steered.start, **config.start, **(starts or {})}.items():
         start[:, COLUMN[name]] = value
-    drawn = Draw(tuple(seeds), start, n_intervals, reports_valid)
+    drawn = Draw(tuple(seeds), start, n_intervals, reports_valid, tells_epochs)
     episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
     controller = make(episode)
     actions: list[FloatArray] = []

@@ -92,7 +92,7 @@ class TrainConfig(PPOConfig):
     valid_families: tuple[str, ...] = VALID_FAMILIES
     valid_per_family: int = 6
     reward_bounds: tuple[float, float] | None = (-2.0, 1.5)
-    tasks_per_family: int = 10
+    tasks_per_family: int = 8
     steps: tuple[int, int] = (150, 2000)
     steps_power: float = 1.0
     cost_power: float = 1.0

@@ -36,9 +36,12 @@ def entry(name: str) -> Entry:
 
 
 @pytest.mark.parametrize("optimizer", ["torch.optim.AdamW", "lhopt.SteerableAdamW"])
-@pytest.mark.parametrize("name", ["digits-mlp", "digits-autoencoder"])
+@pytest.mark.parametrize(
+    ("name", "validates"),
+    [("digits-mlp", False), ("digits-autoencoder", False), ("digits-mlp:loss_scale=3", True)],
+)
 def test_the_tuner_in_a_real_loop_is_the_batched_environment(
-    name: str, optimizer: str, make_policy: Callable[..., Policy]
+    name: str, validates: bool, optimizer: str, make_policy: Callable[..., Policy]
 ) -> None:
     policy = make_policy(optimizer)
     # orthogonalised updates amplify rounding, as torch.optim.Muon's do: the batch and the single
@@ -54,12 +57,15 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
     starts["learning_rate"] = np.full(len(SEEDS), RATE)
     config = EnvConfig(optimizer=optimizer)
     batched = run(
-        entry(name), config, controller, seeds=SEEDS, starts=starts, n_intervals=DECISIONS
-    )
+        entry(name), config, controller, seeds=SEEDS, starts=starts, n_intervals=DECISIONS,
+        reports_valid=validates,
+    )  # fmt: skip
+    epochs = real.epochs(get_task(name), STEPS)
     for i, seed in enumerate(SEEDS):
         ours = real.train(
             get_task(name), STEPS, seed, real.recipe(optimizer, RATE),
-            tuner=lambda o: Tuner(o, STEPS, decisions=DECISIONS, policy=policy),
+            tuner=lambda o: Tuner(o, STEPS, decisions=DECISIONS, policy=policy, epochs=epochs),
+            validates=validates,
         )  # fmt: skip
         decided = ours.history[1:]
         assert len(decided) == len(batched.actions)

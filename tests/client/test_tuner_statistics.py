@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lhopt.client import Tuner
+from lhopt.core.errors import ConfigurationError
 from lhopt.core.sampling import measured_steps
 from lhopt.core.statistics import INDEX, STEP_STATISTICS
 from lhopt.policy.artifact import Policy
@@ -96,6 +97,31 @@ def test_statistics_equal_a_slow_reference(job: Any, make_job: Any, flat_policy:
     assert got["train_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
     assert got["train_loss_last"] == pytest.approx(np.mean(losses[4:]), rel=1e-6)
     assert set(got) <= set(INDEX)
+    # the interval's own rate: the default schedule begins low
+    rate, decay = tuner.history[0].values["learning_rate"], 0.1
+    assert got["log_decay"] == pytest.approx(np.log(rate * decay * interval))
+    assert got["log_beta1_windows"] == pytest.approx(np.log(0.1 * interval))
+    assert "log_epochs" not in got  # nobody told
+
+
+def test_epochs_are_told_per_interval(job: Any, flat_policy: Policy) -> None:
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in job.net.parameters() if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in job.net.parameters() if p.ndim > 1], "weight_decay": 0.2},
+        ],
+        lr=0.01,
+    )
+    with Tuner(optimizer, 80, interval=8, policy=flat_policy, epochs=5) as tuner:
+        job.run(optimizer, tuner, range(8))
+    got = tuner.history[1].statistics
+    assert np.exp(got["log_epochs"]) == pytest.approx(0.5)
+    # the matrices' decay counts, not the biases', which come first
+    rate = tuner.history[0].values["learning_rate"]
+    assert np.exp(got["log_decay"]) == pytest.approx(rate * 0.2 * 8)
+    for wrong in (0, -1.0, float("nan"), "3", True):
+        with pytest.raises(ConfigurationError, match=r"epochs is .*greater than 0"):
+            Tuner(optimizer, 80, policy=flat_policy, epochs=wrong)  # type: ignore[arg-type]
 
 
 def test_listening_changes_no_weight_and_no_random_number(
