@@ -1,6 +1,6 @@
 """What trainings of policies measure before they begin, as it ships with the package.
 
-A training with the defaults wants frontiers of some 300 tasks and good settings of 180 others, an
+A training with the defaults wants frontiers of some 300 tasks and good settings of 204 others, an
 hour of two cores whose outcome does not depend on who does it. Files are found by the names that
 the cache has for them, which hold a digest of everything that they depend on: whoever changes a
 task, the protocol or an optimizer finds nothing here, and measures. So does whoever has a processor

@@ -95,7 +95,7 @@ class ImitationConfig:
             do without some of them is nearer to the teacher.
     """
 
-    tasks_per_family: int = 8
+    tasks_per_family: int = 6
     trials: int = 64
     refine: int = 0
     top: int = 4

@@ -1,0 +1,193 @@
+"""Policies side by side on tasks that none of them was trained on, without touching the bench's.
+
+What chooses among policies is the evaluation families (`VALID_FAMILIES`); how far that verdict can
+be trusted, the interval says. Held-out tasks are for the bench, once a policy is chosen.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from ..core.errors import ConfigurationError
+from ..core.types import FloatArray
+from ..env.config import EnvConfig
+from ..env.episode import Episode
+from ..env.frontier import POOL_FRONTIER, Frontier
+from ..env.pool import Entry, TaskSpec, build_pool
+from ..env.workers import Workers
+from ..inner_tasks.registry import get_task
+from .artifact import Policy
+from .evaluate import Controller, closed_loop, hold, run
+from .train import VALID_FAMILIES, TrainConfig, available, imitation_specs, pool_specs
+
+#: Its row in a comparison: the default rate under the default schedule, held.
+HELD = "hold"
+#: Seeds of the runs: none that frontiers, experts or the trainer's own evaluation use.
+FIRST_SEED = 7000
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What is compared on.
+
+    Attributes:
+        families: Families of the tasks.
+        decades: Starting rates lie this far above and below the default, evenly.
+        runs: Runs of a policy and task, each with a seed and a start of its own.
+        longest: Tasks of more steps are left out.
+        validates: Whether runs report a validation loss.
+        tells_epochs: Whether they tell how often they pass over their data.
+        bounds: Octaves that a run counts, at least and at most: as the learner is paid.
+    """
+
+    families: tuple[str, ...] = VALID_FAMILIES
+    decades: float = 1.0
+    runs: int = 8
+    longest: int = 2000
+    validates: bool = False
+    tells_epochs: bool = True
+    bounds: tuple[float, float] = (-2.0, 1.5)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean log2 speeds.
+
+    Attributes:
+        policies: Names, `HELD` last.
+        speeds: By task name, `(policies,)`.
+    """
+
+    policies: tuple[str, ...]
+    speeds: Mapping[str, FloatArray] = field(repr=False)
+
+    def by_family(self) -> dict[str, FloatArray]:
+        """Mean over a family's tasks, `(policies,)`."""
+        found: dict[str, list[FloatArray]] = defaultdict(list)
+        for task, speeds in self.speeds.items():
+            found[task.split("/")[0]].append(speeds)
+        return {family: np.mean(rows, axis=0) for family, rows in found.items()}
+
+    @property
+    def mean(self) -> FloatArray:
+        """Mean over families, `(policies,)`."""
+        return np.asarray(np.mean(list(self.by_family().values()), axis=0))
+
+    def gaps(self) -> list[tuple[float, float, float]]:
+        """Of each policy over the first: mean and 95% interval, families and tasks resampled."""
+        rng = np.random.default_rng(0)
+        found: dict[str, list[FloatArray]] = defaultdict(list)
+        for task, speeds in self.speeds.items():
+            found[task.split("/")[0]].append(speeds - speeds[0])
+        families = [np.stack(rows) for rows in found.values()]
+        draws = []
+        for _ in range(RESAMPLES):
+            picked = rng.integers(0, len(families), len(families))
+            rows = (families[i] for i in picked)
+            draws.append(np.mean([r[rng.integers(0, len(r), len(r))].mean(0) for r in rows], 0))
+        low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+        mean = self.mean - self.mean[0]
+        return [(float(m), float(a), float(b)) for m, a, b in zip(mean, low, high, strict=True)]
+
+
+def unseen(
+    config: TrainConfig, policies: Sequence[Policy], families: Sequence[str]
+) -> list[TaskSpec]:
+    """Tasks of those families that no manifest names: evaluation families' and PPO's own draws.
+
+    Raises:
+        ConfigurationError: None is left.
+    """
+    names = available(families)
+    trained = [name for name in names if name not in config.valid_families]
+    chosen = [name for name in names if name in config.valid_families]
+    drawn, valid = pool_specs(config, trained, chosen)
+    seen = {str(task) for policy in policies for task, _ in policy.training.get("tasks", ())}
+    seen |= {spec.task for spec in imitation_specs(config)}
+    specs = [spec for spec in (*valid, *drawn) if spec.task not in seen]
+    if not specs:
+        raise ConfigurationError(
+            f"Nothing is left of {', '.join(families) or 'no family'}: the policies were trained "
+            "on every task that would be drawn. Name other families."
+        )
+    return specs
+
+
+def compare(
+    policies: Mapping[str, Policy],
+    config: CompareConfig,
+    *,
+    processes: int = 1,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Comparison:
+    """Steer runs of every task with every policy, from the same starts and seeds.
+
+    Args:
+        policies: By the name that stands in the table; all steer one optimizer.
+        config: Tasks and starts.
+        processes: Tasks run at once.
+        progress: Called with done, total and the task's name.
+
+    Raises:
+        ConfigurationError: The policies steer different optimizers, or no task is left.
+    """
+    optimizers = sorted({policy.optimizer for policy in policies.values()})
+    if len(optimizers) != 1:
+        raise ConfigurationError(
+            f"The policies steer {', '.join(optimizers) or 'nothing'}; give policies of one "
+            "optimizer."
+        )
+    train = TrainConfig(optimizer=optimizers[0])
+    specs = unseen(train, list(policies.values()), config.families)
+    short = [spec for spec in specs if spec.steps <= config.longest]
+    pool = build_pool(short, config=POOL_FRONTIER, processes=processes)
+    work = partial(_speeds, policies=tuple(policies.values()), config=config)
+    jobs = [(entry.spec, entry.frontier) for entry in pool.entries]
+    workers = Workers(processes) if processes != 1 else None
+    speeds: dict[str, FloatArray] = {}
+    try:
+        for (spec, _), row in zip(jobs, (workers.map if workers else map)(work, jobs), strict=True):
+            speeds[spec.task] = row
+            if progress:
+                progress(len(speeds), len(jobs), spec.task)
+    finally:
+        if workers:
+            workers.close()
+    return Comparison((*policies, HELD), speeds)
+
+
+def _speeds(
+    job: tuple[TaskSpec, Frontier], policies: Sequence[Policy], config: CompareConfig
+) -> FloatArray:
+    """Mean speed of each policy on one task, and of holding the default rate: `(policies + 1,)`."""
+    spec, frontier = job
+    entry = Entry(spec, get_task(spec.task), frontier)
+    env = EnvConfig(optimizer=policies[0].optimizer)
+    base = env.steered.start["learning_rate"]
+    spread = base * 10.0 ** np.linspace(-config.decades, config.decades, config.runs)
+    seeds = list(range(FIRST_SEED, FIRST_SEED + config.runs))
+    told = {"reports_valid": config.validates, "tells_epochs": config.tells_epochs}
+    found = []
+    for policy in policies:
+        steered = run(
+            entry,
+            env,
+            partial(_controller, policy),
+            seeds=seeds,
+            starts={"learning_rate": spread},
+            **told,
+        )
+        found.append(np.clip(steered.log2_speed, *config.bounds).mean())
+    starts = {"learning_rate": np.full(config.runs, base)}
+    held = run(entry, env, lambda _: hold, seeds=seeds, starts=starts)
+    return np.array([*found, np.clip(held.log2_speed, *config.bounds).mean()])
+
+
+def _controller(policy: Policy, episode: Episode) -> Controller:
+    return closed_loop(policy, episode.n_runs)

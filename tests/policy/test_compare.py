@@ -1,0 +1,65 @@
+"""Policies side by side: the same starts and seeds for each, on tasks that none was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lhopt.cli.main import main
+from lhopt.core.errors import ConfigurationError
+from lhopt.policy.artifact import Policy, save
+from lhopt.policy.compare import HELD, CompareConfig, Comparison, compare, unseen
+from lhopt.policy.train import TrainConfig
+
+#: One task of 250 steps on drawn tokens, whose frontier ships.
+SHORT = CompareConfig(families=("grammar-mlp",), longest=300, runs=2)
+
+
+def test_equal_policies_are_equal_and_holding_stands_beside_them(policy: Policy) -> None:
+    found = compare({"one": policy, "two": policy}, SHORT)
+    assert found.policies == ("one", "two", HELD)
+    assert list(found.speeds) == ["grammar-mlp/7004"]
+    one, two, held = found.mean
+    assert one == two
+    assert one != held
+    assert found.gaps()[1] == (0.0, 0.0, 0.0)
+
+
+def test_the_interval_counts_families_before_tasks() -> None:
+    speeds = {f"a/{i}": np.array([0.0, 1.0]) for i in range(9)} | {"b/0": np.array([0.0, -1.0])}
+    found = Comparison(("x", "y"), speeds)
+    assert found.mean.tolist() == [0.0, 0.0]
+    gap, low, high = found.gaps()[1]
+    assert (gap, low, high) == (0.0, -1.0, 1.0)  # two families say opposite things
+
+
+def test_what_a_policy_was_trained_on_is_left_out(policy: Policy) -> None:
+    config = TrainConfig()
+    every = unseen(config, [policy], ("grammar-mlp", "topics-bag"))
+    assert {spec.family for spec in every} == {"grammar-mlp", "topics-bag"}
+    tasks = [[spec.task, spec.steps] for spec in every if spec.family == "topics-bag"]
+    trained = replace(policy, training={"tasks": tasks})
+    left = unseen(config, [policy, trained], ("grammar-mlp", "topics-bag"))
+    assert {spec.family for spec in left} == {"grammar-mlp"}
+    with pytest.raises(ConfigurationError, match="Nothing is left of topics-bag"):
+        unseen(config, [trained], ("topics-bag",))
+
+
+def test_the_command_prints_a_row_per_family_and_each_gap(
+    policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(save(policy, tmp_path))
+    words = ["--families", "grammar-mlp", "--longest", "300", "--processes", "1"]
+    assert main(["policies", "compare", path, *words]) == 0
+    header, row, mean, gap = capsys.readouterr().out.splitlines()
+    assert header.split() == ["family", "tasks", "random", HELD]
+    assert row.split()[:2] == ["grammar-mlp", "1"]
+    assert mean.startswith("mean over families")
+    assert gap.startswith(f"{HELD} over random: ")
+    assert main(["policies", "compare", path, "steerable"]) == 2
+    assert "give policies of one optimizer" in capsys.readouterr().err
+    assert main(["policies", "compare", path, "--families", "grammer-mlp"]) == 2
+    assert "Nearest: grammar-mlp" in capsys.readouterr().err
