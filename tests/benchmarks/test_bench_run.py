@@ -120,9 +120,12 @@ def test_every_arm_runs_and_a_finished_bench_trains_nothing_again(
     paths = {r["id"]: r["value"] for r in raw(tmp_path) if r["id"].startswith("path ")}
     assert set(paths) == {
         f"path {arm} digits-autoencoder 0 {offset}"
-        for arm in ("steerable-policy", "adamw-policy", "steerable-policy-default-rate")
+        for arm in (
+            "steerable-policy", "steerable-policy-validated", "steerable-policy-default-rate",
+            "adamw-policy",
+        )
         for offset in get_arm(arm).offsets
-    }
+    }  # fmt: skip
     path = paths["path steerable-policy digits-autoencoder 0 1"]
     assert path["progress"][0] == 0.0
     # the first interval is the schedule's alone: a tenth of the starting rate, decay aside
