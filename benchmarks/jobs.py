@@ -228,7 +228,7 @@ class ArmJob:
     def _tuner(self, url: str | None = None) -> Callable[[Optimizer], Tuner] | None:
         if self.arm.kind not in STEERED:
             return None
-        steps, epochs = self.spec.steps, real.epochs(self.task, self.spec.steps)
+        steps, epochs = self.spec.steps, self.task.epochs(self.spec.steps)
         if url is not None:
             return lambda optimizer: Tuner(
                 optimizer,

@@ -119,11 +119,6 @@ def default_values(name: str) -> dict[str, float]:
     return {control: value for control, value in read.items() if value is not None}
 
 
-def epochs(task: InnerTask, steps: int) -> float:
-    """Passes over the training data that so many steps make."""
-    return steps * task.batch_size / len(task.arrays("train")[0])
-
-
 def scored(task: InnerTask, curve: FloatArray) -> int:
     """Which evaluation of a curve the task is scored by."""
     return int(np.argmin(curve)) if task.selection == "best" else len(curve) - 1

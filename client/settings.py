@@ -43,21 +43,17 @@ def seconds(name: str, value: Any) -> float:
     Raises:
         ConfigurationError: It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigurationError(
-            f"{name} is {value!r}; a number of seconds greater than 0 is wanted, e.g. 2.0."
-        )
-    return float(value)
+    return positive(name, value, "a number of seconds")
 
 
-def positive(name: str, value: Any) -> float:
+def positive(name: str, value: Any, what: str = "a number") -> float:
     """A number that is finite and > 0.
 
     Raises:
         ConfigurationError: It is not.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigurationError(f"{name} is {value!r}; a number greater than 0 is wanted.")
+        raise ConfigurationError(f"{name} is {value!r}; {what} greater than 0 is wanted.")
     return float(value)
 
 

@@ -240,9 +240,7 @@ class Episode:
         return observation
 
     def _horizons(self) -> dict[str, FloatArray]:
-        epochs = None
-        if self.drawn.tells_epochs:
-            epochs = self.interval * self.task.batch_size / len(self.task.arrays("train")[0])
+        epochs = self.task.epochs(self.interval) if self.drawn.tells_epochs else None
         names = ("learning_rate", "one_minus_beta1", "one_minus_beta2", "weight_decay")
         now = {name: self.values[:, COLUMN[name]] for name in names}
         return horizons(self.interval, **now, epochs=epochs)

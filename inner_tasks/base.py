@@ -72,6 +72,10 @@ class InnerTask(ABC):
         """
         return self.loss(params, batch)
 
+    def epochs(self, steps: int) -> float:
+        """Passes over `train` that so many steps make."""
+        return steps * self.batch_size / len(self.arrays("train")[0])
+
     def n_params(self) -> int:
         """Number of trained scalars in one run."""
         return sum(p.numel() for p in self.init(torch.Generator().manual_seed(0)).values())

@@ -10,12 +10,22 @@ import numpy as np
 from .clusters import N_CLASSES, clusters
 from .data import Dataset, generator
 from .drawing import DATA_SEEDS, in_order, n_drawn
-from .glyphs import N_GLYPHS, SIDE, glyphs
-from .nets import MLP, Net, StridedCNN
+from .glyphs import GlyphsCNN
+from .nets import MLP, Net
 from .supervised import ALL_ACTIVATIONS, CLASS_LOSSES, NORMS, Config, Settings, SupervisedFamily
 
 _ROWS = (300, 600, 1200, 2400)
 _SHELLS = 5
+_MLP: Settings = {
+    "rows": (1200, _ROWS),
+    "data_seed": (1, DATA_SEEDS),
+    "width": (48, (24, 32, 48, 64, 96)),
+    "depth": (2, (1, 2, 3)),
+    "activation": ("relu", ALL_ACTIVATIONS),
+    "norm": ("none", NORMS),
+    "loss": ("cross-entropy", CLASS_LOSSES),
+    "batch_size": (32, (16, 32, 64)),
+}
 
 
 def first(data: Dataset, rows: int) -> Dataset:
@@ -42,14 +52,7 @@ class ClustersFew(SupervisedFamily):
     settings: ClassVar[Settings] = {
         "n_inputs": (16, (8, 16, 32)),
         "spread": (0.5, (0.3, 0.5, 0.7)),
-        "rows": (1200, _ROWS),
-        "data_seed": (1, DATA_SEEDS),
-        "width": (48, (24, 32, 48, 64, 96)),
-        "depth": (2, (1, 2, 3)),
-        "activation": ("relu", ALL_ACTIVATIONS),
-        "norm": ("none", NORMS),
-        "loss": ("cross-entropy", CLASS_LOSSES),
-        "batch_size": (32, (16, 32, 64)),
+        **_MLP,
     }
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
@@ -60,7 +63,7 @@ class ClustersFew(SupervisedFamily):
         return net, first(data, config["rows"])
 
 
-class GlyphsFew(SupervisedFamily):
+class GlyphsFew(GlyphsCNN):
     """Classify drawn glyphs with strided convolutions that have seen few of them.
 
     Data: as glyphs-mlp, 300 to 2,400 images to train on.
@@ -71,26 +74,16 @@ class GlyphsFew(SupervisedFamily):
     """
 
     name = "glyphs-few"
-    dataset = "glyphs"
-    architecture = "cnn"
     settings: ClassVar[Settings] = {
         "noise": (0.15, (0.1, 0.15, 0.3)),
         "rows": (1200, _ROWS),
-        "data_seed": (1, (1, 2, 3, 4)),
-        "width": (8, (4, 6, 8, 12)),
-        "depth": (2, (1, 2, 2, 3)),
-        "activation": ("relu", ALL_ACTIVATIONS),
-        "norm": ("none", ("none", "layer", "batch")),
-        "loss": ("cross-entropy", CLASS_LOSSES),
-        "batch_size": (32, (16, 32, 64)),
+        **{key: value for key, value in GlyphsCNN.settings.items() if key != "noise"},
     }
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """A `StridedCNN` on few images."""
-        channels = tuple(config["width"] * 2**i for i in range(config["depth"]))
-        shape = (config["activation"], config["norm"], config["init_gain"])
-        data = first(glyphs(config["noise"], config["data_seed"]), config["rows"])
-        return StridedCNN(1, SIDE, channels, N_GLYPHS, *shape), data
+        net, data = super().make(config)
+        return net, first(data, config["rows"])
 
 
 @cache
@@ -126,14 +119,7 @@ class ShellsMLP(SupervisedFamily):
     settings: ClassVar[Settings] = {
         "n_inputs": (12, (8, 12, 20)),
         "noise": (0.2, (0.1, 0.2, 0.4)),
-        "rows": (1200, _ROWS),
-        "data_seed": (1, DATA_SEEDS),
-        "width": (48, (24, 32, 48, 64, 96)),
-        "depth": (2, (1, 2, 3)),
-        "activation": ("relu", ALL_ACTIVATIONS),
-        "norm": ("none", NORMS),
-        "loss": ("cross-entropy", CLASS_LOSSES),
-        "batch_size": (32, (16, 32, 64)),
+        **_MLP,
     }
 
     def make(self, config: Config) -> tuple[Net, Dataset]:

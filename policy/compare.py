@@ -20,9 +20,9 @@ from ..env.episode import Episode
 from ..env.frontier import POOL_FRONTIER, Frontier
 from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import Workers
-from ..inner_tasks.registry import get_task
+from ..inner_tasks.registry import family_of, get_task
 from .artifact import Policy
-from .evaluate import Controller, closed_loop, hold, run
+from .evaluate import Controller, closed_loop, hold, mean_speed
 from .train import VALID_FAMILIES, TrainConfig, available, imitation_specs, pool_specs
 
 #: Its row in a comparison: the default rate under the default schedule, held.
@@ -42,7 +42,6 @@ class CompareConfig:
         runs: Runs of a policy and task, each with a seed and a start of its own.
         longest: Tasks of more steps are left out.
         validates: Whether runs report a validation loss.
-        tells_epochs: Whether they tell how often they pass over their data.
         bounds: Octaves that a run counts, at least and at most: as the learner is paid.
     """
 
@@ -51,8 +50,14 @@ class CompareConfig:
     runs: int = 8
     longest: int = 2000
     validates: bool = False
-    tells_epochs: bool = True
     bounds: tuple[float, float] = (-2.0, 1.5)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decades <= 4.0:
+            raise ConfigurationError(
+                f"decades is {self.decades}; a number from 0 to 4 is wanted: how far the starting "
+                "rates lie from the default."
+            )
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,7 @@ class Comparison:
 
     def by_family(self) -> dict[str, FloatArray]:
         """Mean over a family's tasks, `(policies,)`."""
-        found: dict[str, list[FloatArray]] = defaultdict(list)
-        for task, speeds in self.speeds.items():
-            found[task.split("/")[0]].append(speeds)
-        return {family: np.mean(rows, axis=0) for family, rows in found.items()}
+        return {family: rows.mean(axis=0) for family, rows in self._grouped().items()}
 
     @property
     def mean(self) -> FloatArray:
@@ -82,10 +84,7 @@ class Comparison:
     def gaps(self) -> list[tuple[float, float, float]]:
         """Of each policy over the first: mean and 95% interval, families and tasks resampled."""
         rng = np.random.default_rng(0)
-        found: dict[str, list[FloatArray]] = defaultdict(list)
-        for task, speeds in self.speeds.items():
-            found[task.split("/")[0]].append(speeds - speeds[0])
-        families = [np.stack(rows) for rows in found.values()]
+        families = [rows - rows[:, :1] for rows in self._grouped().values()]
         draws = []
         for _ in range(RESAMPLES):
             picked = rng.integers(0, len(families), len(families))
@@ -94,6 +93,13 @@ class Comparison:
         low, high = np.percentile(draws, [2.5, 97.5], axis=0)
         mean = self.mean - self.mean[0]
         return [(float(m), float(a), float(b)) for m, a, b in zip(mean, low, high, strict=True)]
+
+    def _grouped(self) -> dict[str, FloatArray]:
+        """Speeds of each family's tasks, `(tasks, policies)`."""
+        found: dict[str, list[FloatArray]] = defaultdict(list)
+        for task, speeds in self.speeds.items():
+            found[family_of(task)].append(speeds)
+        return {family: np.stack(rows) for family, rows in found.items()}
 
 
 def unseen(
@@ -168,25 +174,17 @@ def _speeds(
     """Mean speed of each policy on one task, and of holding the default rate: `(policies + 1,)`."""
     spec, frontier = job
     entry = Entry(spec, get_task(spec.task), frontier)
-    env = EnvConfig(optimizer=policies[0].optimizer)
-    base = env.steered.start["learning_rate"]
-    spread = base * 10.0 ** np.linspace(-config.decades, config.decades, config.runs)
-    seeds = list(range(FIRST_SEED, FIRST_SEED + config.runs))
-    told = {"reports_valid": config.validates, "tells_epochs": config.tells_epochs}
-    found = []
-    for policy in policies:
-        steered = run(
-            entry,
-            env,
-            partial(_controller, policy),
-            seeds=seeds,
-            starts={"learning_rate": spread},
-            **told,
-        )
-        found.append(np.clip(steered.log2_speed, *config.bounds).mean())
-    starts = {"learning_rate": np.full(config.runs, base)}
-    held = run(entry, env, lambda _: hold, seeds=seeds, starts=starts)
-    return np.array([*found, np.clip(held.log2_speed, *config.bounds).mean()])
+    measured = partial(
+        mean_speed,
+        entry,
+        EnvConfig(optimizer=policies[0].optimizer),
+        first_seed=FIRST_SEED,
+        n_runs=config.runs,
+        bounds=config.bounds,
+        reports_valid=config.validates,
+    )
+    steered = [measured(partial(_controller, p), decades=config.decades) for p in policies]
+    return np.array([*steered, measured(lambda _: hold, decades=0.0)])
 
 
 def _controller(policy: Policy, episode: Episode) -> Controller:

@@ -74,6 +74,41 @@ def open_loop(progress: FloatArray, path: FloatArray, n_decisions: int) -> Contr
     return decide
 
 
+def mean_speed(
+    entry: Entry,
+    config: EnvConfig,
+    make: Callable[[Episode], Controller],
+    *,
+    first_seed: int,
+    n_runs: int,
+    decades: float,
+    bounds: tuple[float, float],
+    reports_valid: bool = False,
+) -> float:
+    """Mean log2 speed within bounds, of runs whose starting rates are spread around the default.
+
+    Args:
+        entry: Task, length and frontier.
+        config: Optimizer, schedule, controls.
+        make: Gives the controller for an episode.
+        first_seed: Of the runs, which have a seed and a start each.
+        n_runs: Runs.
+        decades: How far the starts lie below and above the default rate, evenly.
+        bounds: Octaves that a run counts, at least and at most.
+        reports_valid: Whether the policy sees a validation loss.
+    """
+    base = config.steered.start["learning_rate"]
+    result = run(
+        entry,
+        config,
+        make,
+        seeds=range(first_seed, first_seed + n_runs),
+        starts={"learning_rate": base * 10.0 ** np.linspace(-decades, decades, n_runs)},
+        reports_valid=reports_valid,
+    )
+    return float(np.clip(result.log2_speed, *bounds).mean())
+
+
 @dataclass(frozen=True)
 class Result:
     """What K runs came to.

@@ -33,7 +33,7 @@ from ..env.workers import Workers
 from ..inner_tasks.registry import FAMILIES, get_task
 from ..inner_tasks.registry import families as all_families
 from .artifact import Policy, Selection, load
-from .evaluate import closed_loop, run
+from .evaluate import closed_loop, mean_speed
 from .export import export, restore
 from .imitation import ImitationConfig, expert_name, imitate
 from .learner import HyperparameterPolicy
@@ -308,15 +308,15 @@ def _evaluated(
 ) -> float:
     """A policy's mean bounded log2 speed on one task."""
     entry = job if isinstance(job, Entry) else Entry(job[0], get_task(job[0].task), job[1])
-    noise, base = config.steered.noise["learning_rate"], config.steered.start["learning_rate"]
-    result = run(
+    return mean_speed(
         entry,
         config,
         lambda episode: closed_loop(policy, episode.n_runs),
-        seeds=list(range(5000, 5000 + n_runs)),
-        starts={"learning_rate": base * 10.0 ** np.linspace(-noise, noise, n_runs)},
+        first_seed=5000,
+        n_runs=n_runs,
+        decades=config.steered.noise["learning_rate"],
+        bounds=bounds,
     )
-    return float(np.clip(result.log2_speed, *bounds).mean())
 
 
 def imitation_specs(config: TrainConfig) -> list[TaskSpec]:

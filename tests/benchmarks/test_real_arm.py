@@ -60,7 +60,7 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
         entry(name), config, controller, seeds=SEEDS, starts=starts, n_intervals=DECISIONS,
         reports_valid=validates,
     )  # fmt: skip
-    epochs = real.epochs(get_task(name), STEPS)
+    epochs = get_task(name).epochs(STEPS)
     for i, seed in enumerate(SEEDS):
         ours = real.train(
             get_task(name), STEPS, seed, real.recipe(optimizer, RATE),

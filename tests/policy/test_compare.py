@@ -61,5 +61,7 @@ def test_the_command_prints_a_row_per_family_and_each_gap(
     assert gap.startswith(f"{HELD} over random: ")
     assert main(["policies", "compare", path, "steerable"]) == 2
     assert "give policies of one optimizer" in capsys.readouterr().err
+    assert main(["policies", "compare", path, "--decades", "nan"]) == 2
+    assert "decades is nan; a number from 0 to 4" in capsys.readouterr().err
     assert main(["policies", "compare", path, "--families", "grammer-mlp"]) == 2
     assert "Nearest: grammar-mlp" in capsys.readouterr().err
