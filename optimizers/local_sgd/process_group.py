@@ -19,6 +19,8 @@ from ...core.errors import ConfigurationError, WorkerLostError
 Message = tuple[int, int, int, int]
 #: Sent by whoever a collective failed for: round -1 is no round.
 _ROLL_CALL = (-1, -1, -1, -1)
+#: Of a message that nobody sends; collectives number theirs from 0 in a space of their own.
+_HANG_UP_TAG = 1
 
 
 class ProcessGroup:
@@ -65,11 +67,11 @@ class ProcessGroup:
         self._timeout = timedelta(seconds=timeout)
         self._at = (0, 0)
         self._lost: WorkerLostError | None = None
-        gloo = dist.get_backend(group) == "gloo"
+        self._own_data = dist.get_backend(group) == "gloo"
         try:
             # small messages from each to each: a connection that breaks is one worker's
             self._control = self._open()
-            self._data = self._open() if gloo else group
+            self._data = self._open() if self._own_data else group
         except RuntimeError as error:
             raise WorkerLostError(
                 f"Rank {self._rank}: not all of the ranks {self._ranks} made their ProcessGroup "
@@ -152,8 +154,25 @@ class ProcessGroup:
             assert work is not None  # it is for processes outside the group
             work.wait(self._timeout)
         except RuntimeError as error:
+            self._hang_up()
             self._lost = self._error(self._exchange(_ROLL_CALL)[1])
             raise self._lost from error
+
+    def _hang_up(self) -> None:
+        """Close this process's data connections.
+
+        A ring sums in turns: with one worker gone, only its neighbour may notice, and whoever
+        waits for that neighbour would wait for the whole timeout.
+        """
+        if not self._own_data:
+            return
+        for rank in self._ranks:
+            if rank != self._rank:
+                # gloo closes a group's connections, all of them, once a wait in it runs out of time
+                with suppress(RuntimeError):
+                    work = dist.irecv(torch.empty(1, device="cpu"), rank, self._data, _HANG_UP_TAG)
+                    assert work is not None
+                    work.wait(timedelta(milliseconds=1))
 
     def _exchange(self, message: Message) -> tuple[dict[int, Message], tuple[int, ...]]:
         """Send a message to every other worker and take theirs: answers, and ranks without one."""

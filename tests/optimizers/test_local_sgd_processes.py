@@ -73,7 +73,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str,
             try:
                 ends.append(processes.workers[rank].wait(max(until - time.monotonic(), 0.0)))
             except subprocess.TimeoutExpired:
-                pytest.fail(f"rank {rank} hangs {BOUND} s after rank 1 was killed")
+                pytest.fail(
+                    f"rank {rank} hangs {BOUND} s after rank 1 was killed; {processes.logs()}"
+                )
         assert ends == [0, 0], processes.logs()
         assert victim.wait() == -signal.SIGKILL
         names = ["killed-0.json", "silence-1.json", "killed-2.json"]
