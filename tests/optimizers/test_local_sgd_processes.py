@@ -207,3 +207,27 @@ def test_a_killed_worker_is_named_and_nobody_hangs(
     for part in (f"Rank {rank}: lost rank", "Nothing was averaged", "from the last checkpoint"):
         assert part in found["message"]
     assert "not all of the ranks [0, 1, 2] made their ProcessGroup within 1 s" in found["anew"]
+
+
+def test_who_is_no_neighbour_of_the_dead_in_the_ring_learns_of_it_too(tmp_path: Path) -> None:
+    """With five, some wait for a process that lives and has given up; see `_hang_up`."""
+    script = [sys.executable, str(WORKER.with_name("local_sgd_ring.py"))]
+    workers = [
+        subprocess.Popen(
+            [*script, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(5)
+    ]
+    try:
+        workers[1].wait(PATIENCE)
+        for rank in (0, 2, 3, 4):
+            said, _ = workers[rank].communicate(timeout=BOUND)
+            assert "missing [1]" in said, said
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
