@@ -228,21 +228,20 @@ class ArmJob:
     def _tuner(self, url: str | None = None) -> Callable[[Optimizer], Tuner] | None:
         if self.arm.kind not in STEERED:
             return None
-        steps, epochs = self.spec.steps, self.task.epochs(self.spec.steps)
+        steps = self.spec.steps
+        data = {"epochs": self.task.epochs(steps), "labels": self.task.n_labels()}
         if url is not None:
             return lambda optimizer: Tuner(
                 optimizer,
                 steps,
-                epochs=epochs,
+                **data,
                 decisions=DECISIONS,
                 url=url,
                 policy=self._policy.digest,
                 timeout=TIMEOUT,
             )
         policy = loop_arms.holding(self._policy) if self.arm.kind == "hold" else self._policy
-        return lambda optimizer: Tuner(
-            optimizer, steps, epochs=epochs, decisions=DECISIONS, policy=policy
-        )
+        return lambda optimizer: Tuner(optimizer, steps, **data, decisions=DECISIONS, policy=policy)
 
     def _plain_ms(self, seed: int) -> float:
         """CPU milliseconds of a step of torch.optim.AdamW alone."""

@@ -29,6 +29,7 @@ class Interval:
         every: Measure at most every so many-th step.
         max_entries: Entries of each tensor that are measured.
         epochs: Passes over the training data within an interval, if known.
+        labels: Target values of the training data, if known.
 
     Attributes:
         offset: Steps of this interval that are done, AMP's skipped ones included until `settle`.
@@ -44,10 +45,11 @@ class Interval:
         every: int,
         max_entries: int,
         epochs: float | None = None,
+        labels: float | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._adapter = adapter
-        self._length, self._epochs = length, epochs
+        self._length, self._epochs, self._labels = length, epochs, labels
         self._measured = frozenset(measured_steps(length, every))
         n_params = sum(len(group["params"]) for group in optimizer.param_groups)
         fair = max(MIN_ENTRIES, MAX_TOTAL // max(1, n_params))
@@ -117,7 +119,9 @@ class Interval:
 
     def _horizons(self) -> dict[str, FloatArray]:
         """Of the parameter group with the most entries: the others are biases and the like."""
-        group = max(self._optimizer.param_groups, key=lambda g: sum(p.numel() for p in g["params"]))
+        groups = self._optimizer.param_groups
+        sizes = [sum(p.numel() for p in group["params"]) for group in groups]
+        group, n_params = groups[int(np.argmax(sizes))], sum(sizes)
         value = {name: slot.read(group) for name, slot in self._adapter.slots.items()}
 
         def of(name: str) -> FloatArray:
@@ -131,6 +135,7 @@ class Interval:
             one_minus_beta2=of("one_minus_beta2"),
             weight_decay=of("weight_decay"),
             epochs=self._epochs,
+            params_per_label=None if self._labels is None else n_params / self._labels,
         )
 
     def state_dict(self) -> dict[str, Any]:

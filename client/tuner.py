@@ -67,6 +67,9 @@ class Tuner:
         max_entries: Entries of each tensor that are measured.
         epochs: Passes over the training data that `total_steps` make, if known: the policy then
             knows how often it has seen an example, which tells how much to decay.
+        labels: Target values of the training data, if known: examples, or tokens of a language
+            model, or examples times entries where each entry is predicted. Their ratio to the
+            number of parameters tells the policy how easily the net learns them by heart.
         name: What people call this run.
 
     Attributes:
@@ -96,6 +99,7 @@ class Tuner:
         measure_every: int = 4,
         max_entries: int = MAX_ENTRIES,
         epochs: float | None = None,
+        labels: float | None = None,
         name: str | None = None,
     ) -> None:
         began = time.perf_counter()
@@ -121,7 +125,8 @@ class Tuner:
         from .interval import Interval  # imports torch
 
         seen = None if epochs is None else settings.positive("epochs", epochs) * share
-        self._log = Interval(optimizer, adapter, self._interval, every, entries, seen)
+        held = None if labels is None else settings.positive("labels", labels)
+        self._log = Interval(optimizer, adapter, self._interval, every, entries, seen, held)
         self._begun = 0  # steps done when the present interval began
         self._ended = False
         self._closed = False

@@ -253,6 +253,8 @@ def _horizons(x: _Inputs) -> dict[str, FloatArray]:
         "run/beta2_windows": (s["log_beta2_windows"] + per_run - 1.5) / 1.5,
         "run/epochs": (epochs - 1.5) / 1.5,
         "run/epochs_known": np.isfinite(epochs).astype(np.float64),
+        "run/params_per_label": s["log_params_per_label"] / 2.0,
+        "run/params_per_label_known": np.isfinite(s["log_params_per_label"]).astype(np.float64),
     }
 
 

@@ -50,6 +50,7 @@ INTERVAL_STATISTICS: tuple[str, ...] = (
     "log_beta1_windows",  # log of (1 - beta1) * steps: averaging windows that fit into it
     "log_beta2_windows",  # log of (1 - beta2) * steps
     "log_epochs",  # log of the passes over the training data; nan if the job does not tell
+    "log_params_per_label",  # log of trained scalars per target value; nan if it does not tell
 )
 STATISTICS: tuple[str, ...] = STEP_STATISTICS + INTERVAL_STATISTICS
 #: A report without these is refused; the others may be left out (read as nan).
@@ -132,6 +133,7 @@ def horizons(
     one_minus_beta2: FloatArray,
     weight_decay: FloatArray,
     epochs: float | None = None,
+    params_per_label: float | None = None,
 ) -> dict[str, FloatArray]:
     """What an interval's length makes of hyperparameters that have one: statistics by name, `(K,)`.
 
@@ -145,6 +147,7 @@ def horizons(
         one_minus_beta2: `(K,)`.
         weight_decay: `(K,)`, decoupled: a step takes `learning_rate * weight_decay` of the weights.
         epochs: Passes over the training data within the interval; None if not known.
+        params_per_label: Trained scalars by target values of the training data; None if not known.
 
     Source: Wang and Aitchison, 2024, arXiv:2405.13698, for decay as an average over epochs.
     """
@@ -157,8 +160,10 @@ def horizons(
         "log_beta1_windows": log(one_minus_beta1) + np.log(steps),
         "log_beta2_windows": log(one_minus_beta2) + np.log(steps),
     }
-    if epochs is not None:
-        found["log_epochs"] = np.full(len(found["log_decay"]), np.log(epochs))
+    told = {"log_epochs": epochs, "log_params_per_label": params_per_label}
+    for name, value in told.items():
+        if value is not None:
+            found[name] = np.full(len(found["log_decay"]), np.log(value))
     return found
 
 

@@ -116,6 +116,7 @@ class EnvConfig:
         noise_scale: Multiplies the hidden start noise; 0 starts every run at `start`.
         valid_share: Share of episodes whose job reports a validation loss.
         epochs_share: Share of episodes whose job tells how often it passes over its data.
+        labels_share: Share of episodes whose job tells how many target values its data have.
         valid_examples: Examples of `inner_valid` in such a report.
         start: Overrides of the optimizer's start, by control.
         group_size: So many neighbouring runs share seed, data order and hidden start, and differ
@@ -131,6 +132,7 @@ class EnvConfig:
     noise_scale: float = 1.0
     valid_share: float = 0.5
     epochs_share: float = 0.75
+    labels_share: float = 0.75
     valid_examples: int = 128
     start: Mapping[str, float] = field(default_factory=dict)
     group_size: int | None = None

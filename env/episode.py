@@ -37,6 +37,7 @@ class Draw:
         n_intervals: Intervals of the run; decisions are one fewer.
         reports_valid: Whether the job reports a validation loss.
         tells_epochs: Whether the job tells how often it passes over its data.
+        tells_labels: Whether it tells how many target values they have.
     """
 
     seeds: tuple[int, ...]
@@ -44,6 +45,7 @@ class Draw:
     n_intervals: int
     reports_valid: bool
     tells_epochs: bool = False
+    tells_labels: bool = False
 
 
 def draw(config: EnvConfig, rng: np.random.Generator, n_runs: int) -> Draw:
@@ -74,6 +76,7 @@ def draw(config: EnvConfig, rng: np.random.Generator, n_runs: int) -> Draw:
         n_intervals=int(rng.integers(low, high + 1)),
         reports_valid=bool(rng.random() < config.valid_share),
         tells_epochs=bool(rng.random() < config.epochs_share),
+        tells_labels=bool(rng.random() < config.labels_share),
     )
 
 
@@ -118,6 +121,7 @@ class Episode:
         self.runs = BatchedRuns(
             task, drawn.seeds, self._settings(), rule=config.steered.rule, device=device
         )
+        self._params_per_label = task.n_params() / task.n_labels() if drawn.tells_labels else None
         self._state = FeatureState.initial(self.n_runs)
         self.done = 0
         self.reward: FloatArray = np.full(self.n_runs, np.nan)
@@ -240,10 +244,15 @@ class Episode:
         return observation
 
     def _horizons(self) -> dict[str, FloatArray]:
-        epochs = self.task.epochs(self.interval) if self.drawn.tells_epochs else None
+        drawn, task = self.drawn, self.task
         names = ("learning_rate", "one_minus_beta1", "one_minus_beta2", "weight_decay")
         now = {name: self.values[:, COLUMN[name]] for name in names}
-        return horizons(self.interval, **now, epochs=epochs)
+        return horizons(
+            self.interval,
+            **now,
+            epochs=task.epochs(self.interval) if drawn.tells_epochs else None,
+            params_per_label=self._params_per_label,
+        )
 
     def _score(self) -> None:
         self.final_loss = self.runs.evaluate("outer_valid")

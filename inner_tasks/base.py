@@ -76,6 +76,10 @@ class InnerTask(ABC):
         """Passes over `train` that so many steps make."""
         return steps * self.batch_size / len(self.arrays("train")[0])
 
+    def n_labels(self) -> int:
+        """Target values of `train`: its examples, or their tokens or entries if each has many."""
+        return self.arrays("train")[-1].numel()
+
     def n_params(self) -> int:
         """Number of trained scalars in one run."""
         return sum(p.numel() for p in self.init(torch.Generator().manual_seed(0)).values())

@@ -135,7 +135,7 @@ def run(
     starts: Mapping[str, FloatArray] | None = None,
     n_intervals: int = 32,
     reports_valid: bool = False,
-    tells_epochs: bool = True,
+    tells_data: bool = True,
 ) -> Result:
     """Train K runs of one task under a controller.
 
@@ -147,12 +147,12 @@ def run(
         starts: `(K,)` starting values by control; the configuration's where not given.
         n_intervals: Intervals of a run.
         reports_valid: Whether the policy sees a validation loss.
-        tells_epochs: Whether it is told how often the run passes over its data.
+        tells_data: Whether it is told of the data: passes over them, and target values.
     """
     start = np.full((len(seeds), N_CONTROLS), np.nan)
     for name, value in {**config.steered.start, **config.start, **(starts or {})}.items():
         start[:, COLUMN[name]] = value
-    drawn = Draw(tuple(seeds), start, n_intervals, reports_valid, tells_epochs)
+    drawn = Draw(tuple(seeds), start, n_intervals, reports_valid, tells_data, tells_data)
     episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
     controller = make(episode)
     actions: list[FloatArray] = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.controls import Control
 from ..core.features import FEATURES
 from ..core.schedules import Schedule
-from ..core.types import FloatArray
+from ..core.types import FloatArray, IntArray
 from .artifact import Policy, Selection
 
 
@@ -66,18 +66,28 @@ def weights(state: Mapping[str, Tensor]) -> dict[str, FloatArray]:
     }
 
 
-def restore(weights: Mapping[str, FloatArray]) -> dict[str, Tensor]:
+def restore(
+    weights: Mapping[str, FloatArray], columns: IntArray | None = None
+) -> dict[str, Tensor]:
     """The actor's part of a `HyperparameterPolicy.state_dict()`: what `weights` was given.
 
     torch's LSTM has two biases that are only ever added; the second becomes 0.
+
+    Args:
+        weights: As `weights` gives them.
+        columns: Of its inputs among `FEATURES` (`Policy.columns`), for a policy that reads some of
+            them; it gives the same answers, the others weigh nothing to begin with.
     """
 
     def tensor(key: str) -> Tensor:
         return torch.from_numpy(np.array(weights[key], np.float32))
 
-    bias = tensor("lstm.bias")
+    bias, inputs = tensor("lstm.bias"), tensor("lstm.weight_ih")
+    if columns is not None:
+        narrow, inputs = inputs, inputs.new_zeros(len(inputs), len(FEATURES))
+        inputs[:, torch.from_numpy(columns)] = narrow
     return {
-        "lstm_actor.weight_ih_l0": tensor("lstm.weight_ih"),
+        "lstm_actor.weight_ih_l0": inputs,
         "lstm_actor.weight_hh_l0": tensor("lstm.weight_hh"),
         "lstm_actor.bias_ih_l0": bias,
         "lstm_actor.bias_hh_l0": torch.zeros_like(bias),

@@ -82,7 +82,8 @@ class TrainConfig(PPOConfig):
         runs_per_bucket: Runs per bucket.
         imitation: Sizes of the warm start (`ImitationConfig`); None starts PPO from the no-op.
         start: A policy file to begin from instead of imitating: `lhopt train --from`. Of the same
-            controls, features and LSTM size; the critic begins afresh.
+            controls and LSTM size; what it does not read of today's features weighs nothing at
+            first, and the critic begins afresh.
         selection: How the exported policy turns probabilities into decisions.
     """
 
@@ -192,7 +193,7 @@ class Trainer(PPOTrainer[Policy]):
         Or begin from a policy, where the configuration names one.
 
         Raises:
-            ConfigurationError: That policy is of another optimizer, size, features or controls.
+            ConfigurationError: That policy is of another optimizer, size or controls.
         """
         if self.started or (self.config.imitation is None and self.config.start is None):
             return
@@ -218,13 +219,15 @@ class Trainer(PPOTrainer[Policy]):
     def _begin_from(self, parent: Policy) -> dict[str, Any]:
         """Take a policy's weights; what the manifest says about it."""
         mine = self.export(best=False)
-        for what in ("optimizer", "features", "controls", "hidden_size"):
+        # features that it never read begin with no weight: all it knows stays
+        for what in ("optimizer", "controls", "hidden_size"):
             if getattr(parent, what) != getattr(mine, what):
                 raise ConfigurationError(
                     f"{self.config.start} is a policy with another {what} than this training's; "
                     "begin from one that `lhopt train` made with the same settings."
                 )
-        self.model.policy.load_state_dict(restore(parent.weights), strict=False)
+        actor = restore(parent.weights, parent.columns)
+        self.model.policy.load_state_dict(actor, strict=False)
         return {"name": parent.name, "digest": parent.digest, "training": dict(parent.training)}
 
     def export(self, *, best: bool = True) -> Policy:

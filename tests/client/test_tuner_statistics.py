@@ -101,10 +101,10 @@ def test_statistics_equal_a_slow_reference(job: Any, make_job: Any, flat_policy:
     rate, decay = tuner.history[0].values["learning_rate"], 0.1
     assert got["log_decay"] == pytest.approx(np.log(rate * decay * interval))
     assert got["log_beta1_windows"] == pytest.approx(np.log(0.1 * interval))
-    assert "log_epochs" not in got  # nobody told
+    assert {"log_epochs", "log_params_per_label"}.isdisjoint(got)  # nobody told
 
 
-def test_epochs_are_told_per_interval(job: Any, flat_policy: Policy) -> None:
+def test_epochs_are_told_per_interval_and_labels_as_they_are(job: Any, flat_policy: Policy) -> None:
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in job.net.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -112,16 +112,20 @@ def test_epochs_are_told_per_interval(job: Any, flat_policy: Policy) -> None:
         ],
         lr=0.01,
     )
-    with Tuner(optimizer, 80, interval=8, policy=flat_policy, epochs=5) as tuner:
+    told = {"epochs": 5, "labels": 40}
+    with Tuner(optimizer, 80, interval=8, policy=flat_policy, **told) as tuner:
         job.run(optimizer, tuner, range(8))
     got = tuner.history[1].statistics
     assert np.exp(got["log_epochs"]) == pytest.approx(0.5)
+    n_params = sum(p.numel() for p in job.net.parameters())
+    assert np.exp(got["log_params_per_label"]) == pytest.approx(n_params / 40)
     # the matrices' decay counts, not the biases', which come first
     rate = tuner.history[0].values["learning_rate"]
     assert np.exp(got["log_decay"]) == pytest.approx(rate * 0.2 * 8)
     for wrong in (0, -1.0, float("nan"), "3", True):
-        with pytest.raises(ConfigurationError, match=r"epochs is .*greater than 0"):
-            Tuner(optimizer, 80, policy=flat_policy, epochs=wrong)  # type: ignore[arg-type]
+        for name in told:
+            with pytest.raises(ConfigurationError, match=rf"{name} is .*greater than 0"):
+                Tuner(optimizer, 80, policy=flat_policy, **{name: wrong})  # type: ignore[arg-type]
 
 
 def test_listening_changes_no_weight_and_no_random_number(

@@ -198,12 +198,14 @@ def test_horizons_say_how_often_a_hyperparameter_fits_into_an_interval() -> None
         one_minus_beta2=np.array([0.001, 0.5]),
         weight_decay=np.array([0.5, 0.5]),
         epochs=0.25,
+        params_per_label=8.0,
     )
     assert np.exp(found["log_decay"][0]) == pytest.approx(0.1)  # of the weights, in 20 steps
     assert np.exp(found["log_beta1_windows"][0]) == pytest.approx(2.0)
     assert np.isnan(found["log_beta1_windows"][1])
     assert np.exp(found["log_beta2_windows"]) == pytest.approx([0.02, 10.0])
     assert np.exp(found["log_epochs"]) == pytest.approx([0.25, 0.25])
+    assert np.exp(found["log_params_per_label"]) == pytest.approx([8.0, 8.0])
     assert np.isfinite(found["log_decay"][1])  # a rate of 0 is very little, not minus infinity
     got = Accumulator.empty(2).add_losses(np.ones(2)).finish(others=found)
     assert got["log_epochs"] == pytest.approx(np.log([0.25, 0.25]))

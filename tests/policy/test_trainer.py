@@ -4,6 +4,7 @@ import json
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from lhopt.core.errors import ConfigurationError, ResumeError
+from lhopt.core.features import FEATURES
 from lhopt.env.config import EnvConfig
 from lhopt.env.pool import TaskPool
 from lhopt.policy.artifact import load, save
@@ -234,3 +236,29 @@ def test_a_training_begins_from_a_policy_and_says_so(pool: TaskPool, tmp_path: P
     other = replace(config, lstm=4)
     with pytest.raises(ConfigurationError, match="another hidden_size"):
         Trainer(other, tmp_path / "third", pool, pool).warm_start()
+
+
+def test_a_policy_that_reads_fewer_features_goes_on_as_it_was(
+    pool: TaskPool, tmp_path: Path
+) -> None:
+    first = Trainer(CONFIG, tmp_path / "first", pool, pool)
+    with torch.no_grad():
+        first.model.policy.get_parameter("action_net.weight").add_(0.3)
+        first.averaged.update(first.model.policy.state_dict())
+    whole = first.export()
+    read = FEATURES[::-2]  # fewer, and in another order
+    narrow = whole.weights["lstm.weight_ih"][:, [FEATURES.index(name) for name in read]]
+    parent = replace(
+        whole, features=read, weights={**whole.weights, "lstm.weight_ih": np.array(narrow)}
+    )
+    save(parent, tmp_path / "first")
+    config = replace(CONFIG, start=str(tmp_path / "first" / "tiny.json"), evaluate_every=1)
+    second = Trainer(config, tmp_path / "second", pool, pool)
+    second.warm_start()
+    child = second.export()
+    assert child.features == FEATURES
+    go = partial(run, pool.entries[0], second.env_config, seeds=[1, 2], n_intervals=5)
+    theirs = go(lambda episode: closed_loop(parent, episode.n_runs)).actions
+    ours = go(lambda episode: closed_loop(child, episode.n_runs)).actions
+    assert theirs.any()
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
