@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--decades", type=float, default=1.0, help="spread of the starting rates, either way"
     )
     compare.add_argument("--longest", type=int, default=2000, help="leave out longer tasks")
+    compare.add_argument(
+        "--left-out",
+        action="store_true",
+        help="the policies are of one recipe, each trained with another --fold K/N: judge each on "
+        "the families that it left out, all in one column",
+    )
+    compare.add_argument(
+        "--beside",
+        metavar="PATH_OR_NAME",
+        nargs="+",
+        default=[],
+        help="with --left-out, other policies on the same tasks",
+    )
     compare.add_argument("--validates", action="store_true", help="runs report a validation loss")
     compare.add_argument("--processes", type=int, default=2, help="tasks run at once")
     parser.set_defaults(func=run)
@@ -83,9 +97,15 @@ def _compare(args: argparse.Namespace) -> int:
     """Print the table and each policy's gap to the first."""
     from tqdm import tqdm
 
-    from ..policy.compare import CompareConfig, compare
+    from ..policy.compare import CompareConfig, compare, compare_left_out
     from ..policy.train import TRAIN_FAMILIES, VALID_FAMILIES
 
+    if args.left_out and args.families:
+        raise ConfigurationError(
+            "--left-out takes the families that each policy left out; leave --families out."
+        )
+    if args.beside and not args.left_out:
+        raise ConfigurationError("--beside goes with --left-out; name all policies in a row.")
     families = tuple(args.families or VALID_FAMILIES)
     if families == ("training",):
         families = TRAIN_FAMILIES
@@ -102,12 +122,13 @@ def _compare(args: argparse.Namespace) -> int:
             bar.set_postfix_str(name, refresh=False)
             bar.update(done - bar.n)
 
-        found = compare(
-            {name: _find(name) for name in args.policies},
-            config,
-            processes=args.processes,
-            progress=progress,
+        policies = {name: _find(name) for name in args.policies}
+        judge = (
+            partial(compare_left_out, list(policies.values()), {n: _find(n) for n in args.beside})
+            if args.left_out
+            else partial(compare, policies)
         )
+        found = judge(config, processes=args.processes, progress=progress)
     counts = Counter(task.split("/")[0] for task in found.speeds)
     names = [Path(name).stem for name in found.policies]
     rows = [
@@ -116,8 +137,11 @@ def _compare(args: argparse.Namespace) -> int:
     ]
     mean = ("mean over families", str(sum(counts.values())), *(f"{v:.3f}" for v in found.mean))
     _print_table([("family", "tasks", *names), *rows, mean], right=range(1, len(names) + 2))
-    for name, (gap, low, high) in zip(names[1:], found.gaps()[1:], strict=True):
-        print(f"{name} over {names[0]}: {gap:+.3f} ({low:+.3f} to {high:+.3f})")
+    for i, name in enumerate(names[1:], 1):
+        # what is judged is the first, with --left-out, and else each of the others
+        pair = (names[0], name) if args.left_out else (name, names[0])
+        gap, low, high = found.gaps(i)[0] if args.left_out else found.gaps()[i]
+        print(f"{pair[0]} over {pair[1]}: {gap:+.3f} ({low:+.3f} to {high:+.3f})")
     return 0
 
 

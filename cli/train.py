@@ -73,6 +73,11 @@ def add_parser(subparsers: Any) -> None:
         "--from", dest="start", metavar="POLICY",
         help="a policy file, NAME.json, to begin from instead of imitating",
     )  # fmt: skip
+    parser.add_argument(
+        "--fold", metavar="K/N",
+        help="leave out the K-th of N parts of the training families, to judge the recipe by them: "
+        "lhopt policies compare --left-out",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the folder")
     parser.add_argument(
         "--device", default="cpu",
@@ -170,7 +175,7 @@ def _keep_measured(args: argparse.Namespace) -> int:
     from ..policy.train import TrainConfig, measured_names
 
     words = ("folder", "env", "optimizer", "updates", "seed", "name", "set", "config",
-             "start", "resume")  # fmt: skip
+             "start", "fold", "resume")  # fmt: skip
     other = [word for word in words if getattr(args, word)]
     if other:
         raise ConfigurationError(
@@ -192,6 +197,7 @@ def _run_environment(args: argparse.Namespace) -> int:
     other = [flag for flag, word, default in (
                 ("--optimizer", "optimizer", None), ("--device", "device", "cpu"),
                 ("--processes", "processes", 2), ("--from", "start", None),
+                ("--fold", "fold", None),
              ) if getattr(args, word) != default]  # fmt: skip
     if other:
         raise ConfigurationError(
@@ -284,11 +290,14 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
         UnknownNameError: A field that `TrainConfig` does not have.
         ConfigurationError: A file that cannot be read, or a value that is not JSON or does not fit.
     """
+    from ..policy.folds import fold
     from ..policy.imitation import ImitationConfig
     from ..policy.train import TrainConfig
 
     given = _given(args, TrainConfig(), ("optimizer", "updates", "seed", "name", "start"))
     config = replace(TrainConfig(), **given)
+    if args.fold is not None:
+        config = replace(config, leave_out=fold(config.families, args.fold))
     try:  # the two nested ones
         config.env_config()
         ImitationConfig(**(config.imitation or {}))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from .train import VALID_FAMILIES, TrainConfig, available, imitation_specs, pool
 
 #: Its row in a comparison: the default rate under the default schedule, held.
 HELD = "hold"
+#: The column of policies of one recipe, each on the families that it left out.
+RECIPE = "left-out"
 #: Seeds of the runs: none that frontiers, experts or the trainer's own evaluation use.
 FIRST_SEED = 7000
 RESAMPLES = 4000
@@ -76,22 +78,27 @@ class Comparison:
         """Mean over a family's tasks, `(policies,)`."""
         return {family: rows.mean(axis=0) for family, rows in self._grouped().items()}
 
+    def merged(self, other: Comparison) -> Comparison:
+        """Both, where the same columns were compared on other tasks."""
+        assert self.policies == other.policies
+        return Comparison(self.policies, {**self.speeds, **other.speeds})
+
     @property
     def mean(self) -> FloatArray:
         """Mean over families, `(policies,)`."""
         return np.asarray(np.mean(list(self.by_family().values()), axis=0))
 
-    def gaps(self) -> list[tuple[float, float, float]]:
-        """Of each policy over the first: mean and 95% interval, families and tasks resampled."""
+    def gaps(self, base: int = 0) -> list[tuple[float, float, float]]:
+        """Of each policy over one of them: mean, 95% interval, families and tasks resampled."""
         rng = np.random.default_rng(0)
-        families = [rows - rows[:, :1] for rows in self._grouped().values()]
+        families = [rows - rows[:, [base]] for rows in self._grouped().values()]
         draws = []
         for _ in range(RESAMPLES):
             picked = rng.integers(0, len(families), len(families))
             rows = (families[i] for i in picked)
             draws.append(np.mean([r[rng.integers(0, len(r), len(r))].mean(0) for r in rows], 0))
         low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-        mean = self.mean - self.mean[0]
+        mean = self.mean - self.mean[base]
         return [(float(m), float(a), float(b)) for m, a, b in zip(mean, low, high, strict=True)]
 
     def _grouped(self) -> dict[str, FloatArray]:
@@ -166,6 +173,51 @@ def compare(
         if workers:
             workers.close()
     return Comparison((*policies, HELD), speeds)
+
+
+def compare_left_out(
+    recipe: Sequence[Policy],
+    beside: Mapping[str, Policy],
+    config: CompareConfig,
+    *,
+    processes: int = 1,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Comparison:
+    """Judge a recipe by policies of it, each on the families that it left out (`policy.folds`).
+
+    Args:
+        recipe: Policies that differ in the families they left out; together they are one column,
+            `RECIPE`, the first.
+        beside: Other policies by name, on the same tasks. If they were trained on such families,
+            only those tasks are left out, so they have the advantage.
+        config: Tasks and starts; `families` is not read.
+        processes: As `compare`.
+        progress: As `compare`, for each policy of the recipe anew.
+
+    Raises:
+        ConfigurationError: A policy left nothing out, or two left out the same; and as `compare`.
+    """
+    judged: set[str] = set()
+    parts: list[Comparison] = []
+    for policy in recipe:
+        families = tuple(policy.training.get("config", {}).get("leave_out", ()))
+        again = sorted(judged.intersection(families))
+        if not families or again:
+            what = f"left out {', '.join(again)}, as another did" if again else "left no family out"
+            raise ConfigurationError(
+                f"Policy {policy.name!r} ({policy.digest[:12]}) {what}. Give one policy of each "
+                "`lhopt train --fold K/N`."
+            )
+        judged.update(families)
+        parts.append(
+            compare(
+                {RECIPE: policy, **beside},
+                replace(config, families=families),
+                processes=processes,
+                progress=progress,
+            )
+        )
+    return reduce(Comparison.merged, parts)
 
 
 def _speeds(

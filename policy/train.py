@@ -67,6 +67,7 @@ class TrainConfig(PPOConfig):
     Attributes:
         optimizer: What is steered, a name in `env.config.OPTIMIZERS`.
         families: Training families; those whose data is missing are left out, and said so.
+        leave_out: Those of them that are not trained on, to judge the recipe by; see `folds`.
         valid_families: Families of the periodic evaluation.
         valid_per_family: Tasks drawn from each of them; those with a blunt frontier fall out. Few
             mislead: with 3 each, an evaluation preferred another checkpoint than 18 tasks did.
@@ -90,6 +91,7 @@ class TrainConfig(PPOConfig):
     name: str = "adamw"
     optimizer: str = "torch.optim.AdamW"
     families: tuple[str, ...] = TRAIN_FAMILIES
+    leave_out: tuple[str, ...] = ()
     valid_families: tuple[str, ...] = VALID_FAMILIES
     valid_per_family: int = 6
     reward_bounds: tuple[float, float] | None = (-2.0, 1.5)
@@ -106,6 +108,20 @@ class TrainConfig(PPOConfig):
     start: str | None = None
     selection: Selection = "mean"
     env: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [family for family in self.leave_out if family not in self.families]
+        if unknown or len(set(self.leave_out)) == len(self.families):
+            raise ConfigurationError(
+                f"leave_out is {', '.join(self.leave_out)}; some of the training families are "
+                f"wanted, but not all: {', '.join(self.families)}."
+            )
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Families that are trained on."""
+        return tuple(family for family in self.families if family not in self.leave_out)
 
     @property
     def runs(self) -> int:
@@ -325,7 +341,7 @@ def _evaluated(
 def imitation_specs(config: TrainConfig) -> list[TaskSpec]:
     """Tasks of the warm start: other draws of the training families than PPO's."""
     n = ImitationConfig(**(config.imitation or {})).tasks_per_family
-    return draw_specs(available(config.families), n, config.steps, config.seed + 3)
+    return draw_specs(available(config.trained), n, config.steps, config.seed + 3)
 
 
 def available(families: Sequence[str]) -> list[str]:
@@ -358,7 +374,7 @@ def pool_specs(
 
 def measured_names(config: TrainConfig) -> list[str]:
     """Files of the cache that a training with this configuration reads before its first update."""
-    specs, valid = pool_specs(config, available(config.families), available(config.valid_families))
+    specs, valid = pool_specs(config, available(config.trained), available(config.valid_families))
     names = [f"{cache_key(get_task(s.task), s.steps, POOL_FRONTIER)}.json" for s in specs + valid]
     if config.imitation is not None:
         imitation = ImitationConfig(**config.imitation)
@@ -391,7 +407,7 @@ def make_pools(
         device: Of the inner runs, whose cost is measured there.
         costs: Whether to measure it; a training that is resumed has the weights that came of it.
     """
-    train, valid = available(config.families), available(config.valid_families)
+    train, valid = available(config.trained), available(config.valid_families)
     specs, valid_specs = pool_specs(config, train, valid)
     n = len(specs) + len(valid_specs)
     measure = partial(
