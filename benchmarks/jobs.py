@@ -229,19 +229,22 @@ class ArmJob:
         if self.arm.kind not in STEERED:
             return None
         steps = self.spec.steps
-        data = {"epochs": self.task.epochs(steps), "labels": self.task.n_labels()}
+        epochs, labels = self.task.epochs(steps), self.task.n_labels()
         if url is not None:
             return lambda optimizer: Tuner(
                 optimizer,
                 steps,
-                **data,
+                epochs=epochs,
+                labels=labels,
                 decisions=DECISIONS,
                 url=url,
                 policy=self._policy.digest,
                 timeout=TIMEOUT,
             )
         policy = loop_arms.holding(self._policy) if self.arm.kind == "hold" else self._policy
-        return lambda optimizer: Tuner(optimizer, steps, **data, decisions=DECISIONS, policy=policy)
+        return lambda optimizer: Tuner(
+            optimizer, steps, epochs=epochs, labels=labels, decisions=DECISIONS, policy=policy
+        )
 
     def _plain_ms(self, seed: int) -> float:
         """CPU milliseconds of a step of torch.optim.AdamW alone."""

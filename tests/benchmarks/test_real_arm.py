@@ -60,11 +60,13 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
         entry(name), config, controller, seeds=SEEDS, starts=starts, n_intervals=DECISIONS,
         reports_valid=validates,
     )  # fmt: skip
-    data = {"epochs": get_task(name).epochs(STEPS), "labels": get_task(name).n_labels()}
+    epochs, labels = get_task(name).epochs(STEPS), get_task(name).n_labels()
     for i, seed in enumerate(SEEDS):
         ours = real.train(
             get_task(name), STEPS, seed, real.recipe(optimizer, RATE),
-            tuner=lambda o: Tuner(o, STEPS, decisions=DECISIONS, policy=policy, **data),
+            tuner=lambda o: Tuner(
+                o, STEPS, decisions=DECISIONS, policy=policy, epochs=epochs, labels=labels,
+            ),
             validates=validates,
         )  # fmt: skip
         decided = ours.history[1:]

@@ -112,8 +112,7 @@ def test_epochs_are_told_per_interval_and_labels_as_they_are(job: Any, flat_poli
         ],
         lr=0.01,
     )
-    told = {"epochs": 5, "labels": 40}
-    with Tuner(optimizer, 80, interval=8, policy=flat_policy, **told) as tuner:
+    with Tuner(optimizer, 80, interval=8, policy=flat_policy, epochs=5, labels=40) as tuner:
         job.run(optimizer, tuner, range(8))
     got = tuner.history[1].statistics
     assert np.exp(got["log_epochs"]) == pytest.approx(0.5)
@@ -123,7 +122,7 @@ def test_epochs_are_told_per_interval_and_labels_as_they_are(job: Any, flat_poli
     rate = tuner.history[0].values["learning_rate"]
     assert np.exp(got["log_decay"]) == pytest.approx(rate * 0.2 * 8)
     for wrong in (0, -1.0, float("nan"), "3", True):
-        for name in told:
+        for name in ("epochs", "labels"):
             with pytest.raises(ConfigurationError, match=rf"{name} is .*greater than 0"):
                 Tuner(optimizer, 80, policy=flat_policy, **{name: wrong})  # type: ignore[arg-type]
 
