@@ -40,10 +40,14 @@ class Sb3VecEnv(VecEnv):
         seed: Of the permutation.
         bounds: Least and most that the last reward of a run can earn the learner, before the mean
             is subtracted; for environments that reward the end alone.
+        floor: Above 0, what is left after the mean is divided by its root mean square over the
+            bucket, at least this: every task teaches alike. At 0, those whose reward answers
+            most to a small difference of loss outweigh the others (normalised per group of runs,
+            as in GRPO: Shao et al., 2024, arXiv:2402.03300).
 
     Raises:
         ConfigurationError: The environment resets in another mode, has no buckets where `baseline`
-            wants them, or the bounds are no interval.
+            wants them, the bounds are no interval, or `floor` is below 0 or has no `baseline`.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Sb3VecEnv(VecEnv):
         baseline: bool = True,
         seed: int = 0,
         bounds: tuple[float, float] | None = None,
+        floor: float = 0.0,
     ) -> None:
         if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
             raise ConfigurationError(
@@ -68,9 +73,14 @@ class Sb3VecEnv(VecEnv):
             raise ConfigurationError(
                 f"The reward's bounds are {bounds}; the lower one comes first, below the other."
             )
+        if floor < 0.0 or (floor > 0.0 and not baseline):
+            raise ConfigurationError(
+                f"floor is {floor} and baseline {baseline}; a number of at least 0 is wanted, and "
+                "above 0 a baseline: what is divided is the difference to the mean."
+            )
         # first: SB3 asks `get_attr` for the render mode
         self.env: Any = env
-        self.baseline, self.bounds = baseline, bounds
+        self.baseline, self.bounds, self.floor = baseline, bounds, floor
         space = env.single_action_space
         self._discrete = isinstance(space, spaces.Discrete)
         if isinstance(space, spaces.Discrete):
@@ -103,6 +113,8 @@ class Sb3VecEnv(VecEnv):
         if self.bounds is not None:
             earned = np.where(terminated, np.clip(reward, *self.bounds), reward)
         seen = self._centred(earned, terminated) if self.baseline else earned
+        if self.floor:
+            seen = self._scaled(seen, terminated, self.floor)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(terminated):
             infos[i] = {
@@ -131,6 +143,14 @@ class Sb3VecEnv(VecEnv):
             if terminated[rows].all():
                 others = (reward[rows].sum() - reward[rows]) / (size - 1)
                 out[rows] = reward[rows] - others
+        return out
+
+    def _scaled(self, centred: FloatArray, terminated: BoolArray, floor: float) -> FloatArray:
+        out, size = centred.copy(), self.env.runs_per_bucket
+        for b in range(self.env.num_envs // size):
+            rows = slice(b * size, (b + 1) * size)
+            if terminated[rows].all():
+                out[rows] /= max(floor, float(np.sqrt(np.mean(centred[rows] ** 2))))
         return out
 
     def state(self) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class TrainConfig(PPOConfig):
             mislead: with 3 each, an evaluation preferred another checkpoint than 18 tasks did.
         reward_bounds: Octaves of speed that a run can earn the learner, at least and at most.
             Without the upper one, tasks that are won anyway are worth winning by more.
+        reward_floor: See `Sb3VecEnv`'s `floor`, in octaves; 0 divides by nothing.
         tasks_per_family: Tasks drawn from each.
         steps: Shortest and longest run, in inner steps.
         steps_power: See `TaskPool`.
@@ -95,6 +96,7 @@ class TrainConfig(PPOConfig):
     valid_families: tuple[str, ...] = VALID_FAMILIES
     valid_per_family: int = 6
     reward_bounds: tuple[float, float] | None = (-2.0, 1.5)
+    reward_floor: float = 0.0
     tasks_per_family: int = 8
     steps: tuple[int, int] = (150, 2000)
     steps_power: float = 1.0
@@ -198,7 +200,11 @@ class Trainer(PPOTrainer[Policy]):
             else HyperparameterVectorEnv(pool, self.env_config, **sizes)
         )
         vec = Sb3VecEnv(
-            env, baseline=config.baseline, seed=config.seed, bounds=config.reward_bounds
+            env,
+            baseline=config.baseline,
+            seed=config.seed,
+            bounds=config.reward_bounds,
+            floor=config.reward_floor,
         )
         super().__init__(config, folder, vec, self.env_config.controls, len(FEATURES))
         self.config: TrainConfig = config

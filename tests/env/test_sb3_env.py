@@ -88,6 +88,39 @@ def test_bounds_hold_for_the_learner_and_not_for_the_record(
     assert ends  # some were bounded
 
 
+def test_a_floor_lets_every_bucket_teach_alike(pool: TaskPool, config: EnvConfig) -> None:
+    plain, _ = make(pool, config)
+    alike, _ = make(pool, config, floor=1e-9)
+    high, _ = make(pool, config, floor=100.0)
+    for vec in (plain, alike, high):
+        vec.reset()
+    rng, ends = np.random.default_rng(1), 0
+    for _ in range(10):
+        action = rng.integers(0, 3, (8, 4))
+        _, reward, done, infos = plain.step(action)
+        _, scaled, _, _ = alike.step(action)
+        _, small, _, theirs = high.step(action)
+        np.testing.assert_allclose(small, reward / 100.0, rtol=1e-5)
+        assert [i for i in infos if i] or not done.any()
+        assert [i["episode"]["r"] for i in theirs if i] == [i["episode"]["r"] for i in infos if i]
+        for bucket in set((plain._order // 4)[done].tolist()):
+            rows = plain._order // 4 == bucket
+            if not reward[rows].any():  # all at one bound: nobody did better than another
+                continue
+            assert np.sqrt(np.mean(scaled[rows] ** 2)) == pytest.approx(1.0, rel=1e-5)
+            np.testing.assert_array_equal(np.sign(scaled[rows]), np.sign(reward[rows]))
+            ends += 1
+    assert ends
+
+
+@pytest.mark.parametrize(("floor", "baseline"), [(-1.0, True), (0.1, False)])
+def test_a_floor_that_makes_no_sense_is_refused(
+    pool: TaskPool, config: EnvConfig, floor: float, baseline: bool
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"floor is {floor}"):
+        make(pool, config, floor=floor, baseline=baseline)
+
+
 def test_bounds_that_are_no_interval_are_refused(pool: TaskPool, config: EnvConfig) -> None:
     with pytest.raises(ConfigurationError, match="lower one comes first"):
         make(pool, config, bounds=(1.5, -2.0))
