@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -67,6 +67,8 @@ class ProcessGroup:
         self._timeout = timedelta(seconds=timeout)
         self._at = (0, 0)
         self._lost: WorkerLostError | None = None
+        #: Messages on their way, which must outlive the call that sent them.
+        self._farewell: list[tuple[Tensor, dist.Work | None]] = []
         self._own_data = dist.get_backend(group) == "gloo"
         try:
             # small messages from each to each: a connection that breaks is one worker's
@@ -126,8 +128,7 @@ class ProcessGroup:
         self._at = (round, step)
         answers, missing = self._exchange((round, step, size, settings))
         if missing or any(answer == _ROLL_CALL for answer in answers.values()):
-            self._lost = self._error(missing)
-            raise self._lost
+            self._give_up(missing)
         # a collective of unequal sizes would not fail but end the process
         for rank, (other_round, other_step, other_size, other_settings) in answers.items():
             if (round, step, size) != (other_round, other_step, other_size):
@@ -158,8 +159,22 @@ class ProcessGroup:
             self._lost = self._error(self._exchange(_ROLL_CALL)[1])
             raise self._lost from error
 
+    def _give_up(self, missing: tuple[int, ...]) -> NoReturn:
+        """End before the sum that others may have begun: they had all messages, this one not."""
+        self._hang_up()
+        self._lost = self._error(missing)
+        for rank in self._ranks:
+            if rank != self._rank:
+                # its roll call, if it has one, must not wait for this process
+                sent = torch.tensor(_ROLL_CALL, device="cpu")
+                received = torch.empty_like(sent)
+                with suppress(RuntimeError):
+                    self._farewell.append((sent, dist.isend(sent, rank, self._control)))
+                    self._farewell.append((received, dist.irecv(received, rank, self._control)))
+        raise self._lost
+
     def _hang_up(self) -> None:
-        """Close this process's data connections.
+        """Close this process's data connections; gloo's, others end by their own timeouts.
 
         A ring sums in turns: with one worker gone, only its neighbour may notice, and whoever
         waits for that neighbour would wait for the whole timeout.
