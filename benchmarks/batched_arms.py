@@ -150,7 +150,9 @@ def steered(
     for name, value in real.default_values(optimizer).items():
         start[:, COLUMN[name]] = value
     start[:, COLUMN["learning_rate"]] = rates
-    drawn = Draw(tuple(seeds), start, DECISIONS, False, tells_epochs=True, tells_labels=True)
+    drawn = Draw(
+        tuple(seeds), start, DECISIONS, reports_valid=False, tells_epochs=True, tells_labels=True
+    )
     config = EnvConfig(optimizer=optimizer, schedule=schedule)
     episode = _CurvedEpisode(task, steps, config, drawn)
     controller = make(episode)

@@ -46,7 +46,14 @@ def median_path(
         start[:, COLUMN[name]] = value
     paths = []
     for task in tasks:
-        drawn = Draw(SEEDS, start.copy(), DECISIONS, False, tells_epochs=True, tells_labels=True)
+        drawn = Draw(
+            SEEDS,
+            start.copy(),
+            DECISIONS,
+            reports_valid=False,
+            tells_epochs=True,
+            tells_labels=True,
+        )
         episode = Episode(task, steps or STEPS, config, drawn)
         controller = closed_loop(policy, episode.n_runs)
         total = np.zeros_like(start)

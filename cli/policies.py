@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    """Print the table and each policy's gap to the first."""
+    """Print the table and each policy's gap to the first, or a recipe's to what stands beside."""
     from tqdm import tqdm
 
     from ..policy.compare import CompareConfig, compare, compare_left_out
@@ -122,11 +122,11 @@ def _compare(args: argparse.Namespace) -> int:
             bar.set_postfix_str(name, refresh=False)
             bar.update(done - bar.n)
 
-        policies = {name: _find(name) for name in args.policies}
+        policies = [_find(name) for name in args.policies]
         judge = (
-            partial(compare_left_out, list(policies.values()), {n: _find(n) for n in args.beside})
+            partial(compare_left_out, policies, {name: _find(name) for name in args.beside})
             if args.left_out
-            else partial(compare, policies)
+            else partial(compare, dict(zip(args.policies, policies, strict=True)))
         )
         found = judge(config, processes=args.processes, progress=progress)
     counts = Counter(task.split("/")[0] for task in found.speeds)

@@ -297,6 +297,8 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
     given = _given(args, TrainConfig(), ("optimizer", "updates", "seed", "name", "start"))
     config = replace(TrainConfig(), **given)
     if args.fold is not None:
+        if config.leave_out:
+            raise ConfigurationError("--fold and leave_out both name what is left out; give one.")
         config = replace(config, leave_out=fold(config.families, args.fold))
     try:  # the two nested ones
         config.env_config()

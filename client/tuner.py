@@ -67,9 +67,9 @@ class Tuner:
         max_entries: Entries of each tensor that are measured.
         epochs: Passes over the training data that `total_steps` make, if known: the policy then
             knows how often it has seen an example, which tells how much to decay.
-        labels: Target values of the training data, if known: examples, or tokens of a language
-            model, or examples times entries where each entry is predicted. Their ratio to the
-            number of parameters tells the policy how easily the net learns them by heart.
+        labels: Number of target values of the training data, not of classes, if known: examples, or
+            tokens of a language model, or examples times entries where each entry is predicted.
+            The optimizer's parameters by that tell how easily the net learns them by heart.
         name: What people call this run.
 
     Attributes:

@@ -135,7 +135,7 @@ def horizons(
     epochs: float | None = None,
     params_per_label: float | None = None,
 ) -> dict[str, FloatArray]:
-    """What an interval's length makes of hyperparameters that have one: statistics by name, `(K,)`.
+    """What an interval's length makes of hyperparameters, and what is told of data: `(K,)` each.
 
     A weight decay means nothing by itself: what counts is how often the weights are forgotten
     within a run, and betas likewise. Those are unitless, so that jobs may be compared by them.

@@ -41,7 +41,8 @@ class Sb3VecEnv(VecEnv):
         bounds: Least and most that the last reward of a run can earn the learner, before the mean
             is subtracted; for environments that reward the end alone.
         floor: Above 0, what is left after the mean is divided by its root mean square over the
-            bucket, at least this: every task teaches alike. At 0, those whose reward answers
+            bucket, at least this: every task teaches alike. A run's own reward is part of the
+            divisor, so the gradient is no longer unbiased. At 0, those whose reward answers
             most to a small difference of loss outweigh the others (normalised per group of runs,
             as in GRPO: Shao et al., 2024, arXiv:2402.03300).
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,14 @@ from ..env.workers import Workers
 from ..inner_tasks.registry import family_of, get_task
 from .artifact import Policy
 from .evaluate import Controller, closed_loop, hold, mean_speed
-from .train import VALID_FAMILIES, TrainConfig, available, imitation_specs, pool_specs
+from .train import (
+    VALID_FAMILIES,
+    TrainConfig,
+    available,
+    families_met,
+    imitation_specs,
+    pool_specs,
+)
 
 #: Its row in a comparison: the default rate under the default schedule, held.
 HELD = "hold"
@@ -121,7 +129,7 @@ def unseen(
     trained = [name for name in names if name not in config.valid_families]
     chosen = [name for name in names if name in config.valid_families]
     drawn, valid = pool_specs(config, trained, chosen)
-    seen = {str(task) for policy in policies for task, _ in policy.training.get("tasks", ())}
+    seen = {task for policy in policies for task in _tasks(policy.training)}
     seen |= {spec.task for spec in imitation_specs(config)}
     specs = [spec for spec in (*valid, *drawn) if spec.task not in seen]
     if not specs:
@@ -132,10 +140,18 @@ def unseen(
     return specs
 
 
+def _tasks(training: Mapping[str, Any]) -> set[str]:
+    """Tasks of a training and of those that it began from."""
+    own = {str(task) for task, *_ in training.get("tasks", ())}
+    parent = training.get("from")
+    return own | (_tasks(parent.get("training", {})) if parent else set())
+
+
 def compare(
     policies: Mapping[str, Policy],
     config: CompareConfig,
     *,
+    judged: Sequence[Policy] | None = None,
     processes: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Comparison:
@@ -144,6 +160,7 @@ def compare(
     Args:
         policies: By the name that stands in the table; all steer one optimizer.
         config: Tasks and starts.
+        judged: Those whose training tasks are left out; all of them by default.
         processes: Tasks run at once.
         progress: Called with done, total and the task's name.
 
@@ -157,7 +174,7 @@ def compare(
             "optimizer."
         )
     train = TrainConfig(optimizer=optimizers[0])
-    specs = unseen(train, list(policies.values()), config.families)
+    specs = unseen(train, judged or list(policies.values()), config.families)
     short = [spec for spec in specs if spec.steps <= config.longest]
     pool = build_pool(short, config=POOL_FRONTIER, processes=processes)
     work = partial(_speeds, policies=tuple(policies.values()), config=config)
@@ -188,36 +205,65 @@ def compare_left_out(
     Args:
         recipe: Policies that differ in the families they left out; together they are one column,
             `RECIPE`, the first.
-        beside: Other policies by name, on the same tasks. If they were trained on such families,
-            only those tasks are left out, so they have the advantage.
+        beside: Other policies by name, on the same tasks; where they were trained on those very
+            tasks, they have the advantage.
         config: Tasks and starts; `families` is not read.
         processes: As `compare`.
         progress: As `compare`, for each policy of the recipe anew.
 
     Raises:
-        ConfigurationError: A policy left nothing out, or two left out the same; and as `compare`.
+        ConfigurationError: A policy left nothing out, met what it left out, or was made by other
+            settings than the first; two left out the same; and as `compare`.
     """
-    judged: set[str] = set()
-    parts: list[Comparison] = []
-    for policy in recipe:
-        families = tuple(policy.training.get("config", {}).get("leave_out", ()))
-        again = sorted(judged.intersection(families))
-        if not families or again:
-            what = f"left out {', '.join(again)}, as another did" if again else "left no family out"
-            raise ConfigurationError(
-                f"Policy {policy.name!r} ({policy.digest[:12]}) {what}. Give one policy of each "
-                "`lhopt train --fold K/N`."
-            )
-        judged.update(families)
-        parts.append(
+    parts = left_out(recipe)
+    return reduce(
+        Comparison.merged,
+        [
             compare(
                 {RECIPE: policy, **beside},
                 replace(config, families=families),
+                judged=[policy],
                 processes=processes,
                 progress=progress,
             )
+            for policy, families in zip(recipe, parts, strict=True)
+        ],
+    )
+
+
+def left_out(recipe: Sequence[Policy]) -> list[tuple[str, ...]]:
+    """The families that each policy of a recipe may be judged by.
+
+    Raises:
+        ConfigurationError: As `compare_left_out` says.
+    """
+    if not recipe:
+        raise ConfigurationError("No policy to judge; one of each `lhopt train --fold K/N`.")
+    parts: list[tuple[str, ...]] = []
+    for policy in recipe:
+        settings = policy.training.get("config", {})
+        families = tuple(settings.get("leave_out", ()))
+        again = sorted(family for family in families if any(family in part for part in parts))
+        met = sorted(families_met(policy.training).intersection(families))
+        others = recipe[0].training.get("config", {})
+        differ = sorted(
+            key
+            for key in {*settings, *others} - {"leave_out", "name", "start"}
+            if settings.get(key) != others.get(key)
         )
-    return reduce(Comparison.merged, parts)
+        for wrong in (
+            "" if families else "left no family out",
+            again and f"left out {', '.join(again)}, as another did",
+            met and f"left out {', '.join(met)}, but began from a policy that was trained on them",
+            differ and f"was made with another {', '.join(differ)} than the first",
+        ):
+            if wrong:
+                raise ConfigurationError(
+                    f"Policy {policy.name!r} ({policy.digest[:12]}) {wrong}. Give one policy of "
+                    "each `lhopt train --fold K/N`, with the same settings."
+                )
+        parts.append(families)
+    return parts
 
 
 def _speeds(

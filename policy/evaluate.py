@@ -152,7 +152,14 @@ def run(
     start = np.full((len(seeds), N_CONTROLS), np.nan)
     for name, value in {**config.steered.start, **config.start, **(starts or {})}.items():
         start[:, COLUMN[name]] = value
-    drawn = Draw(tuple(seeds), start, n_intervals, reports_valid, tells_data, tells_data)
+    drawn = Draw(
+        tuple(seeds),
+        start,
+        n_intervals,
+        reports_valid,
+        tells_epochs=tells_data,
+        tells_labels=tells_data,
+    )
     episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
     controller = make(episode)
     actions: list[FloatArray] = []

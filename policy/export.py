@@ -66,26 +66,23 @@ def weights(state: Mapping[str, Tensor]) -> dict[str, FloatArray]:
     }
 
 
-def restore(
-    weights: Mapping[str, FloatArray], columns: IntArray | None = None
-) -> dict[str, Tensor]:
+def restore(weights: Mapping[str, FloatArray], columns: IntArray) -> dict[str, Tensor]:
     """The actor's part of a `HyperparameterPolicy.state_dict()`: what `weights` was given.
 
     torch's LSTM has two biases that are only ever added; the second becomes 0.
 
     Args:
         weights: As `weights` gives them.
-        columns: Of its inputs among `FEATURES` (`Policy.columns`), for a policy that reads some of
-            them; it gives the same answers, the others weigh nothing to begin with.
+        columns: `(inputs,)`, where its inputs are among `FEATURES` (`Policy.columns`). If it reads
+            some of them alone, the others weigh nothing to begin with: it answers as before.
     """
 
     def tensor(key: str) -> Tensor:
         return torch.from_numpy(np.array(weights[key], np.float32))
 
-    bias, inputs = tensor("lstm.bias"), tensor("lstm.weight_ih")
-    if columns is not None:
-        narrow, inputs = inputs, inputs.new_zeros(len(inputs), len(FEATURES))
-        inputs[:, torch.from_numpy(columns)] = narrow
+    bias, narrow = tensor("lstm.bias"), tensor("lstm.weight_ih")
+    inputs = narrow.new_zeros(len(narrow), len(FEATURES))
+    inputs[:, torch.from_numpy(columns)] = narrow
     return {
         "lstm_actor.weight_ih_l0": inputs,
         "lstm_actor.weight_hh_l0": tensor("lstm.weight_hh"),

@@ -14,16 +14,25 @@ from collections.abc import Sequence
 from ..core.errors import ConfigurationError
 from ..inner_tasks.registry import get_family
 
+#: Data sets that are made of another's examples; they count as that one.
+MADE_OF = {"glyph-halves": "glyphs", "noisy-waves": "waveforms"}
+
+
+def source(family: str) -> str:
+    """What a family's data are drawn from; families of one source are never apart."""
+    dataset = get_family(family).dataset
+    return MADE_OF.get(dataset, dataset)
+
 
 def folds(families: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """Families in `n` parts of about equal size, those that share a data set in one part.
+    """Families in `n` parts of about equal size, those that share their data in one part.
 
     Raises:
         ConfigurationError: Less than two parts, or more than there are data sets.
     """
     kin: dict[str, list[str]] = defaultdict(list)
     for family in families:
-        kin[get_family(family).dataset].append(family)
+        kin[source(family)].append(family)
     if not 2 <= n <= len(kin):
         raise ConfigurationError(
             f"{n} folds; from 2 to {len(kin)} are possible, one for each data set at most."

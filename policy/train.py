@@ -30,7 +30,7 @@ from ..env.sb3 import Sb3VecEnv
 from ..env.sharded import ShardedVectorEnv
 from ..env.vector import HyperparameterVectorEnv
 from ..env.workers import Workers
-from ..inner_tasks.registry import FAMILIES, get_task
+from ..inner_tasks.registry import FAMILIES, family_of, get_task
 from ..inner_tasks.registry import families as all_families
 from .artifact import Policy, Selection, load
 from .evaluate import closed_loop, mean_speed
@@ -113,11 +113,17 @@ class TrainConfig(PPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = [family for family in self.leave_out if family not in self.families]
-        if unknown or len(set(self.leave_out)) == len(self.families):
+        wrong = set(self.leave_out) - set(self.families) or not self.trained
+        if self.leave_out and (wrong or set(self.leave_out) & set(self.valid_families)):
             raise ConfigurationError(
-                f"leave_out is {', '.join(self.leave_out)}; some of the training families are "
-                f"wanted, but not all: {', '.join(self.families)}."
+                f"leave_out is {', '.join(map(str, self.leave_out))}; some of the training "
+                "families are wanted, not all, and none that evaluates: "
+                f"{', '.join(self.families)}."
+            )
+        if not 0.0 <= self.reward_floor < np.inf or (self.reward_floor and not self.baseline):
+            raise ConfigurationError(
+                f"reward_floor is {self.reward_floor} and baseline {self.baseline}; a number of at "
+                "least 0 is wanted, and above 0 a baseline."
             )
 
     @property
@@ -242,6 +248,12 @@ class Trainer(PPOTrainer[Policy]):
         """Take a policy's weights; what the manifest says about it."""
         mine = self.export(best=False)
         # features that it never read begin with no weight: all it knows stays
+        met = sorted(set(self.config.leave_out) & families_met(parent.training))
+        if met:
+            raise ConfigurationError(
+                f"{self.config.start} was trained on {', '.join(met)}, which leave_out names: "
+                "nothing that comes of it can be judged by them. Begin from a policy of that fold."
+            )
         for what in ("optimizer", "controls", "hidden_size"):
             if getattr(parent, what) != getattr(mine, what):
                 raise ConfigurationError(
@@ -342,6 +354,15 @@ def _evaluated(
         decades=config.steered.noise["learning_rate"],
         bounds=bounds,
     )
+
+
+def families_met(training: Mapping[str, Any]) -> set[str]:
+    """Families that a policy was trained on or chosen by, and those it began from, by manifest."""
+    config, parent = training.get("config", {}), training.get("from", {})
+    met = {family_of(str(task)) for task, *_ in training.get("tasks", ())}
+    met |= {*config.get("families", ()), *config.get("valid_families", ())}
+    met -= set(config.get("leave_out", ()))
+    return met | (families_met(parent.get("training", {})) if parent else set())
 
 
 def imitation_specs(config: TrainConfig) -> list[TaskSpec]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lhopt.cli import train
 from lhopt.cli.main import main
 from lhopt.core.errors import ConfigurationError
-from lhopt.inner_tasks.registry import get_family
 from lhopt.policy.artifact import Policy, save
 from lhopt.policy.compare import HELD, RECIPE, CompareConfig, compare, compare_left_out
-from lhopt.policy.folds import fold, folds
-from lhopt.policy.train import TRAIN_FAMILIES, TrainConfig, imitation_specs
+from lhopt.policy.folds import fold, folds, source
+from lhopt.policy.train import (
+    TRAIN_FAMILIES,
+    TrainConfig,
+    families_met,
+    imitation_specs,
+    make_pools,
+    measured_names,
+)
 
 #: Tasks of few steps, whose frontiers ship.
 SHORT = CompareConfig(longest=260, runs=2)
@@ -27,7 +35,9 @@ def leaving(policy: Policy, *families: str) -> Policy:
 def test_folds_share_no_data_and_hold_every_family_once(n: int) -> None:
     parts = folds(TRAIN_FAMILIES, n)
     assert sorted(sum(parts, ())) == sorted(TRAIN_FAMILIES)
-    data = [{get_family(name).dataset for name in part} for part in parts]
+    data = [{source(name) for name in part} for part in parts]
+    for kin in (("glyphs-inpaint", "glyphs-mlp"), ("signal-denoise", "signal-conv")):
+        assert sum(set(kin) <= set(part) for part in parts) == 1  # one is made of the other's data
     assert sum(len(held) for held in data) == len(set.union(*data))
     assert max(map(len, parts)) - min(map(len, parts)) <= 3
     assert folds(TRAIN_FAMILIES, n) == parts
@@ -49,9 +59,54 @@ def test_what_is_left_out_is_not_trained_on() -> None:
     theirs = [spec for spec in imitation_specs(whole) if spec.family in part.trained]
     assert imitation_specs(part) == theirs
     assert part.fingerprint() != whole.fingerprint()
-    for wrong in (("sets-net",), whole.families):
+    for wrong in (("sets-net",), whole.families, (1,)):
         with pytest.raises(ConfigurationError, match="leave_out"):
-            replace(whole, leave_out=wrong)
+            replace(whole, leave_out=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="leave_out"):
+        replace(whole, leave_out=("topics-bag",), valid_families=("topics-bag",))
+    with pytest.raises(ConfigurationError, match="leave_out"):
+        replace(whole, families=("topics-bag",) * 2, leave_out=("topics-bag",))
+    replace(whole, families=())  # leaves nothing out
+
+
+def test_pools_and_what_ships_for_them_leave_out_the_same() -> None:
+    families = ("topics-bag", "chaos-mlp")
+    part = TrainConfig(families=families, leave_out=families[1:], valid_families=())
+    pool, valid = make_pools(part, costs=False)
+    assert valid is None
+    assert {entry.spec.family for entry in pool.entries} == {"topics-bag"}
+    alone = TrainConfig(families=families[:1], valid_families=())
+    assert measured_names(part) == measured_names(alone)
+
+
+def test_the_command_takes_a_fold_and_nothing_beside_it() -> None:
+    def config(*words: str) -> TrainConfig:
+        parser = argparse.ArgumentParser()
+        train.add_parser(parser.add_subparsers())
+        return train.read_config(parser.parse_args(["train", "x", *words]))
+
+    assert config("--fold", "2/4").leave_out == fold(TRAIN_FAMILIES, "2/4")
+    with pytest.raises(ConfigurationError, match="give one"):
+        config("--fold", "2/4", "--set", 'leave_out=["topics-bag"]')
+    for words in (["--env", "local-sgd"], ["--keep-measured"]):
+        assert main(["train", *words, "--fold", "1/4"]) != 0
+
+
+def test_a_policy_has_met_what_its_parents_have(policy: Policy) -> None:
+    parent = {"config": {"families": ["a", "b"], "leave_out": ["b"]}, "tasks": [["c/0", 100]]}
+    child = {"config": {"families": ["d"], "valid_families": ["e"]}, "from": {"training": parent}}
+    assert families_met(child) == {"a", "c", "d", "e"}
+    began = {"config": {"leave_out": ["a"]}, "from": {"training": parent}}
+    with pytest.raises(ConfigurationError, match="left out a, but began from"):
+        compare_left_out([replace(policy, training=began)], {}, SHORT)
+    other = leaving(policy, "chaos-mlp")
+    config = {**other.training["config"], "lstm": 3}
+    with pytest.raises(ConfigurationError, match="another lstm than the first"):
+        compare_left_out(
+            [leaving(policy, "topics-bag"), replace(other, training={"config": config})], {}, SHORT
+        )
+    with pytest.raises(ConfigurationError, match="No policy to judge"):
+        compare_left_out([], {}, SHORT)
 
 
 def test_each_policy_of_a_recipe_is_read_on_what_it_left_out(policy: Policy) -> None:
@@ -80,7 +135,10 @@ def test_the_command_judges_a_recipe(
     assert header.split() == ["family", "tasks", RECIPE, "other", HELD]
     assert row.split()[0] == "topics-bag"
     assert over_other.startswith(f"{RECIPE} over other: +0.000")
-    assert over_held.startswith(f"{RECIPE} over {HELD}: ")
+    ours, held = float(row.split()[2]), float(row.split()[4])
+    said = float(over_held.removeprefix(f"{RECIPE} over {HELD}: ").split()[0])
+    assert said == pytest.approx(ours - held, abs=0.011)  # the table has two digits
+    assert abs(said) > 0.1
     for wrong in (["--left-out", "--families", "topics-bag"], ["--beside", other]):
         assert main([*words, *wrong]) == 2
         assert "--left-out" in capsys.readouterr().err

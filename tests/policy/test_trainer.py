@@ -257,8 +257,21 @@ def test_a_policy_that_reads_fewer_features_goes_on_as_it_was(
     second.warm_start()
     child = second.export()
     assert child.features == FEATURES
+    left = replace(config, families=("noisy-quadratic", "topics-bag"))
+    left = replace(left, leave_out=("noisy-quadratic",), valid_families=())
+    with pytest.raises(ConfigurationError, match="was trained on noisy-quadratic"):
+        Trainer(left, tmp_path / "left", pool).warm_start()
     go = partial(run, pool.entries[0], second.env_config, seeds=[1, 2], n_intervals=5)
     theirs = go(lambda episode: closed_loop(parent, episode.n_runs)).actions
     ours = go(lambda episode: closed_loop(child, episode.n_runs)).actions
     assert theirs.any()
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_floor_of_rewards_reaches_the_learner(pool: TaskPool, tmp_path: Path) -> None:
+    assert Trainer(replace(CONFIG, reward_floor=0.1), tmp_path, pool).vec.floor == 0.1
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ConfigurationError, match="reward_floor is"):
+            replace(CONFIG, reward_floor=wrong)
+    with pytest.raises(ConfigurationError, match="reward_floor is"):
+        replace(CONFIG, reward_floor=0.1, baseline=False)
