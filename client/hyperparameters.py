@@ -59,7 +59,11 @@ class Hyperparameters:
         """What the first group that has it uses now, by control."""
         out = {}
         for name in self.names:
-            read = (self._slots[name].read(group) for group in self.groups)
+            start = dict(enumerate(self._start[name]))
+            read = (
+                self._slots[name].read(group, moved=start.get(i) is not None)
+                for i, group in enumerate(self.groups)
+            )
             value = next((v for v in read if v is not None), None)
             if value is not None:
                 out[name] = value

@@ -122,7 +122,8 @@ class Interval:
         groups = self._optimizer.param_groups
         sizes = [sum(p.numel() for p in group["params"]) for group in groups]
         group, n_params = groups[int(np.argmax(sizes))], sum(sizes)
-        value = {name: slot.read(group) for name, slot in self._adapter.slots.items()}
+        # a beta of 0 is an average over one step, whoever set it
+        value = {name: s.read(group, moved=True) for name, s in self._adapter.slots.items()}
 
         def of(name: str) -> FloatArray:
             found = value.get(name)

@@ -51,15 +51,20 @@ class Slot:
         value = group.get(self.key)
         return value if self.index is None or value is None else value[self.index]
 
-    def read(self, group: Group) -> float | None:
-        """The control's value; `None` where the group has none, or one that cannot be scaled."""
+    def read(self, group: Group, *, moved: bool = False) -> float | None:
+        """The control's value; `None` where the group has none, or one that cannot be scaled.
+
+        Args:
+            group: A parameter group.
+            moved: A beta of 0 counts: it is where we moved it, not "no momentum".
+        """
         raw = self.raw(group)
         if raw is None or isinstance(raw, bool):
             return None
         held = to_float(raw)
         value = 1.0 - held if self.complement else held
         # a momentum of 0 is "no momentum", as a weight decay of 0 is "no weight decay"
-        return value if math.isfinite(value) and value > 0 and held != 0 else None
+        return value if math.isfinite(value) and value > 0 and (moved or held != 0) else None
 
     def write(self, group: Group, value: float) -> None:
         """Set the control's value."""
