@@ -137,11 +137,11 @@ def _compare(args: argparse.Namespace) -> int:
     ]
     mean = ("mean over families", str(sum(counts.values())), *(f"{v:.3f}" for v in found.mean))
     _print_table([("family", "tasks", *names), *rows, mean], right=range(1, len(names) + 2))
-    for i, name in enumerate(names[1:], 1):
+    for i in range(1, len(names)):
         # what is judged is the first, with --left-out, and else each of the others
-        pair = (names[0], name) if args.left_out else (name, names[0])
-        gap, low, high = found.gaps(i)[0] if args.left_out else found.gaps()[i]
-        print(f"{pair[0]} over {pair[1]}: {gap:+.3f} ({low:+.3f} to {high:+.3f})")
+        judged, base = (0, i) if args.left_out else (i, 0)
+        gap, low, high = found.gaps(base)[judged]
+        print(f"{names[judged]} over {names[base]}: {gap:+.3f} ({low:+.3f} to {high:+.3f})")
     return 0
 
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from .train import (
     available,
     families_met,
     imitation_specs,
+    lineage,
     pool_specs,
 )
 
@@ -129,7 +129,8 @@ def unseen(
     trained = [name for name in names if name not in config.valid_families]
     chosen = [name for name in names if name in config.valid_families]
     drawn, valid = pool_specs(config, trained, chosen)
-    seen = {task for policy in policies for task in _tasks(policy.training)}
+    stages = [stage for policy in policies for stage in lineage(policy.training)]
+    seen = {str(task) for stage in stages for task, *_ in stage.get("tasks", ())}
     seen |= {spec.task for spec in imitation_specs(config)}
     specs = [spec for spec in (*valid, *drawn) if spec.task not in seen]
     if not specs:
@@ -138,13 +139,6 @@ def unseen(
             "on every task that would be drawn. Name other families."
         )
     return specs
-
-
-def _tasks(training: Mapping[str, Any]) -> set[str]:
-    """Tasks of a training and of those that it began from."""
-    own = {str(task) for task, *_ in training.get("tasks", ())}
-    parent = training.get("from")
-    return own | (_tasks(parent.get("training", {})) if parent else set())
 
 
 def compare(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -356,13 +356,23 @@ def _evaluated(
     )
 
 
+def lineage(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A policy's training, then those of the policies that it began from, by its manifest."""
+    stage: Mapping[str, Any] | None = training
+    while stage:
+        yield stage
+        stage = stage.get("from", {}).get("training")
+
+
 def families_met(training: Mapping[str, Any]) -> set[str]:
     """Families that a policy was trained on or chosen by, and those it began from, by manifest."""
-    config, parent = training.get("config", {}), training.get("from", {})
-    met = {family_of(str(task)) for task, *_ in training.get("tasks", ())}
-    met |= {*config.get("families", ()), *config.get("valid_families", ())}
-    met -= set(config.get("leave_out", ()))
-    return met | (families_met(parent.get("training", {})) if parent else set())
+    met: set[str] = set()
+    for stage in lineage(training):
+        config = stage.get("config", {})
+        own = {family_of(str(task)) for task, *_ in stage.get("tasks", ())}
+        own |= {*config.get("families", ()), *config.get("valid_families", ())}
+        met |= own - set(config.get("leave_out", ()))
+    return met
 
 
 def imitation_specs(config: TrainConfig) -> list[TaskSpec]:
