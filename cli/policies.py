@@ -38,16 +38,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="policies side by side on tasks that none of them was trained on",
         description="Mean log2 speed against tuned AdamW within [-2, 1.5], by family, from "
         "starting rates spread around the default, and beside it that of holding the default "
-        "rate. The tasks are those of the evaluation families, or of the families named, without "
-        "those that a policy was trained on; no held-out task is among them. A minute for a "
-        "policy on two cores.",
+        "rate. The tasks are those of the evaluation families and of others that no training "
+        "touches, or of the families named, without those that a policy was trained on; no "
+        "held-out task is among them. Some minutes for a policy on two cores.",
     )
     compare.add_argument("policies", metavar="PATH_OR_NAME", nargs="+", help="what to compare")
     compare.add_argument(
         "--families",
         metavar="NAME",
         nargs="+",
-        help='families of the tasks; "training" is all that policies train on',
+        help='families of the tasks; "training" is all that policies train on, "comparison" those '
+        "that neither a training nor its evaluation touches",
     )
     compare.add_argument(
         "--decades", type=float, default=1.0, help="spread of the starting rates, either way"
@@ -98,7 +99,7 @@ def _compare(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..policy.compare import CompareConfig, compare, compare_left_out
-    from ..policy.train import TRAIN_FAMILIES, VALID_FAMILIES
+    from ..policy.train import COMPARE_FAMILIES, TRAIN_FAMILIES
 
     if args.left_out and args.families:
         raise ConfigurationError(
@@ -106,11 +107,12 @@ def _compare(args: argparse.Namespace) -> int:
         )
     if args.beside and not args.left_out:
         raise ConfigurationError("--beside goes with --left-out; name all policies in a row.")
-    families = tuple(args.families or VALID_FAMILIES)
-    if families == ("training",):
-        families = TRAIN_FAMILIES
+    words = {"training": TRAIN_FAMILIES, "comparison": COMPARE_FAMILIES}
+    families = tuple(args.families or ())
+    if len(families) == 1:
+        families = words.get(families[0], families)
     config = CompareConfig(
-        families=families,
+        families=families or CompareConfig.families,
         decades=args.decades,
         longest=args.longest,
         validates=args.validates,

@@ -118,6 +118,7 @@ def seconds_per_run_step(
     neighbours do: the mean of 300 steps was seen at 14 times their median, and the quickest 17%
     below it.
     """
+    torch.set_num_threads(1)  # two, on a machine that is busy, take ten times the CPU time
     clock = time.process_time if device == "cpu" else time.perf_counter
     runs = BatchedRuns(task, range(n_runs), rule=rule, device=device)
     runs.advance(2)

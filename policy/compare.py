@@ -1,7 +1,8 @@
 """Policies side by side on tasks that none of them was trained on, without touching the bench's.
 
-What chooses among policies is the evaluation families (`VALID_FAMILIES`); how far that verdict can
-be trusted, the interval says. Held-out tasks are for the bench, once a policy is chosen.
+What chooses among policies is the evaluation families (`VALID_FAMILIES`), which choose among a
+training's checkpoints too, and `COMPARE_FAMILIES`, which no training touches; how far the verdict
+can be trusted, the interval says. Held-out tasks are for the bench, once a policy is chosen.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..inner_tasks.registry import family_of, get_task
 from .artifact import Policy
 from .evaluate import Controller, closed_loop, hold, mean_speed
 from .train import (
+    COMPARE_FAMILIES,
     VALID_FAMILIES,
     TrainConfig,
     available,
@@ -55,7 +57,7 @@ class CompareConfig:
         bounds: Octaves that a run counts, at least and at most: as the learner is paid.
     """
 
-    families: tuple[str, ...] = VALID_FAMILIES
+    families: tuple[str, ...] = (*VALID_FAMILIES, *COMPARE_FAMILIES)
     decades: float = 1.0
     runs: int = 8
     longest: int = 2000

@@ -58,6 +58,12 @@ TRAIN_FAMILIES: tuple[str, ...] = (
 VALID_FAMILIES: tuple[str, ...] = (
     "sets-net", "grammar-mlp", "names-conv", "tensor-factors", "shells-mlp",
 )  # fmt: skip
+#: Families that `lhopt policies compare` adds to those, to choose among policies: on data of their
+#: own, nothing is trained on them and no checkpoint is chosen by them.
+COMPARE_FAMILIES: tuple[str, ...] = (
+    "formula-resmlp", "automaton-gated", "pendulum-mlp", "prices-mlp", "spectra-few", "spots-cnn",
+    "gratings-mixer", "facts-distmult", "meetings-mlp", "recall-linear",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -410,8 +416,9 @@ def pool_specs(
 
 
 def measured_names(config: TrainConfig) -> list[str]:
-    """Files of the cache that a training with this configuration reads before its first update."""
-    specs, valid = pool_specs(config, available(config.trained), available(config.valid_families))
+    """Files of the cache that a training reads before its first update, and comparisons after."""
+    families = (*config.trained, *COMPARE_FAMILIES)
+    specs, valid = pool_specs(config, available(families), available(config.valid_families))
     names = [f"{cache_key(get_task(s.task), s.steps, POOL_FRONTIER)}.json" for s in specs + valid]
     if config.imitation is not None:
         imitation = ImitationConfig(**config.imitation)

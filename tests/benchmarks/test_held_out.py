@@ -32,7 +32,12 @@ from lhopt.core.errors import ConfigurationError
 from lhopt.env.pool import TaskPool, TaskSpec
 from lhopt.inner_tasks.registry import get_family, get_task
 from lhopt.policy import bundled, train
-from lhopt.policy.train import TRAIN_FAMILIES, VALID_FAMILIES, TrainConfig
+from lhopt.policy.train import (
+    COMPARE_FAMILIES,
+    TRAIN_FAMILIES,
+    VALID_FAMILIES,
+    TrainConfig,
+)
 
 
 def test_the_small_tier_is_the_protocols_eight_tasks_and_needs_no_download() -> None:
@@ -83,10 +88,18 @@ def test_no_training_or_validation_family_is_of_a_held_out_kind() -> None:
     assert TRAIN_FAMILIES
     assert VALID_FAMILIES
     assert not set(TRAIN_FAMILIES) & set(VALID_FAMILIES)
-    for name in (*TRAIN_FAMILIES, *VALID_FAMILIES):
+    for name in (*TRAIN_FAMILIES, *VALID_FAMILIES, *COMPARE_FAMILIES):
         family = get_family(name)
         assert family.dataset not in HELD_OUT_DATASETS
         assert family.architecture not in HELD_OUT_ARCHITECTURES
+
+
+def test_what_policies_are_compared_by_shares_no_data_with_what_trains_them() -> None:
+    assert COMPARE_FAMILIES
+    trained = {get_family(name).dataset for name in (*TRAIN_FAMILIES, *VALID_FAMILIES)}
+    own = [get_family(name).dataset for name in COMPARE_FAMILIES]
+    assert not trained & set(own)
+    assert len(set(own)) == len(own)
 
 
 def test_no_published_training_task_is_of_a_held_out_kind() -> None:

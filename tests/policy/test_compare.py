@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lhopt.cli.main import main
 from lhopt.core.errors import ConfigurationError
 from lhopt.policy.artifact import Policy, save
 from lhopt.policy.compare import HELD, CompareConfig, Comparison, compare, unseen
-from lhopt.policy.train import TrainConfig
+from lhopt.policy.train import COMPARE_FAMILIES, TrainConfig, families_met
 
 #: One task of 250 steps on drawn tokens, whose frontier ships.
 SHORT = CompareConfig(families=("grammar-mlp",), longest=300, runs=2)
@@ -34,6 +35,16 @@ def test_the_interval_counts_families_before_tasks() -> None:
     assert found.mean.tolist() == [0.0, 0.0]
     gap, low, high = found.gaps()[1]
     assert (gap, low, high) == (0.0, -1.0, 1.0)  # two families say opposite things
+
+
+def test_families_that_no_training_touches_are_compared_by_whole(policy: Policy) -> None:
+    config = TrainConfig()
+    names = [*config.families, *config.valid_families]
+    trained = replace(policy, training={"config": {"families": names}})
+    assert not families_met(trained.training) & set(COMPARE_FAMILIES)
+    specs = unseen(config, [trained], COMPARE_FAMILIES)
+    assert Counter(spec.family for spec in specs) == dict.fromkeys(COMPARE_FAMILIES, 8)
+    assert set(COMPARE_FAMILIES) < set(CompareConfig.families)
 
 
 def test_what_a_policy_was_trained_on_is_left_out(policy: Policy) -> None:
