@@ -1,8 +1,8 @@
 """The batched engine: K runs of one inner task at once, each with its own seed and settings.
 
-Parameters of all runs are one flat `(K, P)` tensor; gradients come from `torch.func`, updates from
-`optimizers/update.py`. On one core this is several times the rate of one run after another
-(`lhopt bench engine` prints it); buckets should hold 32 runs or more.
+Parameters of all runs are one flat `(K, P)` tensor; gradients come from `torch.func`, recorded
+(`tracing.py`), updates from `optimizers/update.py`. On one core this is several times the rate of
+one run after another (`lhopt bench engine` prints it); buckets should hold 32 runs or more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import vmap
 
 from ..core.controls import CONTROL_NAMES
 from ..core.errors import ConfigurationError
@@ -32,6 +32,7 @@ from ..optimizers.update import (
     update_block,
 )
 from .base import Batch, InnerTask, Split
+from .tracing import gradient
 
 #: Rows that are evaluated at once.
 CHUNK = 64
@@ -153,7 +154,7 @@ class BatchedRuns:
         self._train = tuple(a.to(self.device) for a in task.arrays("train"))
         n_examples = len(self._train[0])
         self._orders = [BatchOrder(seed, n_examples, task.batch_size) for seed in seeds]
-        self._gradient = vmap(grad_and_value(task.loss))
+        self._gradient = gradient(task, self.n_runs, self.device)
         self._evaluate = vmap(task.evaluate, in_dims=(0, None))
         self.alive: BoolArray = np.ones(self.n_runs, bool)
         self._eval_arrays: dict[tuple[Split, int | None], Batch] = {}
@@ -302,6 +303,7 @@ class BatchedRuns:
             name: self.settings.array(name, self.n_runs)[index].copy() for name in CONTROL_NAMES
         }
         self.n_runs = len(index)
+        self._gradient = gradient(self.task, self.n_runs, self.device)
         self.set(Settings(**settings))
 
     def state(self) -> dict[str, Any]:
