@@ -34,8 +34,9 @@ from ..inner_tasks.registry import FAMILIES, family_of, get_task
 from ..inner_tasks.registry import families as all_families
 from .artifact import Policy, Selection, load
 from .evaluate import closed_loop, mean_speed
+from .experts import expert_name
 from .export import export, restore
-from .imitation import ImitationConfig, expert_name, imitate
+from .imitation import ImitationConfig, imitate
 from .learner import HyperparameterPolicy
 from .ppo import CHECKPOINT, PPOConfig, PPOTrainer
 

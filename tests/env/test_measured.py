@@ -11,8 +11,9 @@ from lhopt.env import frontier, measured
 from lhopt.env.config import EnvConfig
 from lhopt.env.frontier import POOL_FRONTIER, Frontier, cache_folder, cache_key, get_frontier
 from lhopt.inner_tasks.registry import get_task
-from lhopt.policy import imitation
-from lhopt.policy.imitation import ImitationConfig, expert_name, find_expert
+from lhopt.policy import experts
+from lhopt.policy.experts import expert_name, find_expert
+from lhopt.policy.imitation import ImitationConfig
 from lhopt.policy.train import TrainConfig, measured_names
 
 
@@ -42,7 +43,7 @@ def test_what_is_packed_is_read_instead_of_measured(
     for name in names:
         (cache_folder() / name).unlink()
     monkeypatch.setattr(frontier, "measure_frontier", refuse)
-    monkeypatch.setattr(imitation, "held_losses", refuse)
+    monkeypatch.setattr(experts, "held_losses", refuse)
     assert get_frontier(task, 70, POOL_FRONTIER) == known
     expert = find_expert(task, 70, config, ImitationConfig())
     np.testing.assert_array_equal(expert, [0.5, np.nan, 0.25, 0.1, 0.2, 0.7])

@@ -14,15 +14,8 @@ from lhopt.env.episode import Episode, draw
 from lhopt.env.pool import TaskPool, TaskSpec
 from lhopt.env.vector import action_space, observation_space
 from lhopt.env.workers import Map, Workers
-from lhopt.policy.imitation import (
-    ImitationConfig,
-    expert_name,
-    find_expert,
-    held_losses,
-    imitate,
-    teacher,
-    two_hot,
-)
+from lhopt.policy.experts import expert_name, find_expert, held_losses
+from lhopt.policy.imitation import ImitationConfig, imitate, teacher, two_hot
 from lhopt.policy.learner import HyperparameterPolicy
 
 
