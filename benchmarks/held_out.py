@@ -25,9 +25,11 @@ from ..core.errors import ConfigurationError, UnknownNameError
 from ..inner_tasks.registry import Configured, get_family, parse
 from ..policy import bundled
 from ..policy.train import (
+    COMPARE_FAMILIES,
     TRAIN_FAMILIES,
     VALID_FAMILIES,
     TrainConfig,
+    comparison_specs,
     imitation_specs,
     pool_specs,
 )
@@ -93,7 +95,9 @@ def training_names() -> list[str]:
     searched = SearchConfig(families=TRAIN_FAMILIES, final_families=TRAIN_FAMILIES)
     specs = [spec for stage in search_specs(searched) for spec in stage]
     config = TrainConfig(families=TRAIN_FAMILIES, valid_families=VALID_FAMILIES)
-    return list(dict.fromkeys([*task_names(config), *(spec.task for spec in specs)]))
+    # a policy is chosen by comparisons too
+    compared = [*COMPARE_FAMILIES, *(spec.task for spec in comparison_specs(config))]
+    return list(dict.fromkeys([*task_names(config), *(spec.task for spec in specs), *compared]))
 
 
 def overlaps(tasks: Iterable[Description]) -> list[str]:

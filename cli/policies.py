@@ -108,9 +108,8 @@ def _compare(args: argparse.Namespace) -> int:
     if args.beside and not args.left_out:
         raise ConfigurationError("--beside goes with --left-out; name all policies in a row.")
     words = {"training": TRAIN_FAMILIES, "comparison": COMPARE_FAMILIES}
-    families = tuple(args.families or ())
-    if len(families) == 1:
-        families = words.get(families[0], families)
+    asked = [words.get(name, (name,)) for name in args.families or ()]
+    families = tuple(dict.fromkeys(name for part in asked for name in part))
     config = CompareConfig(
         families=families or CompareConfig.families,
         decades=args.decades,

@@ -169,10 +169,10 @@ def _train(trainer: PPOTrainer[A], args: argparse.Namespace) -> A | None:
 
 
 def _keep_measured(args: argparse.Namespace) -> int:
-    """Ship what trainings with the defaults read, of every optimizer; 1 if something is missing."""
+    """Ship what trainings and comparisons with the defaults read; 1 if something is missing."""
     from ..env.frontier import cache_folder
     from ..env.measured import ARCHIVE, pack
-    from ..policy.train import TrainConfig, measured_names
+    from ..policy.train import TrainConfig, compared_names, measured_names
 
     words = ("folder", "env", "optimizer", "updates", "seed", "name", "set", "config",
              "start", "fold", "resume")  # fmt: skip
@@ -182,7 +182,8 @@ def _keep_measured(args: argparse.Namespace) -> int:
             "--keep-measured is about trainings with the defaults; leave "
             f"{'--from' if other[0] == 'start' else other[0]} out."
         )
-    names = {n for o in OPTIMIZERS for n in measured_names(TrainConfig(optimizer=o))}
+    configs = [TrainConfig(optimizer=name) for name in OPTIMIZERS]
+    names = {n for c in configs for n in (*measured_names(c), *compared_names(c))}
     kept = pack(cache_folder(), names)
     print(f"{kept} of {len(names)} files kept in {ARCHIVE.name}")
     return int(kept < len(names))

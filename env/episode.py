@@ -225,7 +225,10 @@ class Episode:
         self.done += n
         moved = (self.runs.flat - before).square().sum(1).double().numpy(force=True)
         base = before.square().sum(1).double().numpy(force=True)
-        displacement = 0.5 * (np.log(np.maximum(moved, 1e-60)) - np.log(np.maximum(base, 1e-60)))
+        with np.errstate(invalid="ignore"):  # their squares overflow: nan
+            displacement = 0.5 * (
+                np.log(np.maximum(moved, 1e-60)) - np.log(np.maximum(base, 1e-60))
+            )
         accumulated = Accumulator.empty(self.n_runs).add_losses(seen.losses)
         rate = self.values[:, COLUMN["learning_rate"]]
         for moments, clipped in zip(seen.moments, seen.clipped, strict=True):

@@ -1,4 +1,4 @@
-"""What trainings of policies measure before they begin, as it ships with the package.
+"""What trainings of policies measure before they begin, and comparisons, as it ships.
 
 A training with the defaults wants frontiers of some 300 tasks and good settings of 204 others, an
 hour of two cores whose outcome does not depend on who does it. Files are found by the names that

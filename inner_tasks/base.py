@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -48,6 +48,13 @@ class InnerTask(ABC):
     loss_scale: float = 1.0
     selection: Scoring = "last"
 
+    def __getstate__(self) -> Any:
+        """All but the gradients that engines keep here (`tracing.gradient`): a copy has its own."""
+        state: Any = super().__getstate__()
+        own, slots = state if isinstance(state, tuple) else (state, None)
+        own = own and {key: value for key, value in own.items() if key != "_gradients"}
+        return own if slots is None else (own, slots)
+
     @abstractmethod
     def init(self, generator: torch.Generator) -> Params:
         """One run's initial parameters, float32, in a fixed order; same generator, same values."""
@@ -57,7 +64,8 @@ class InnerTask(ABC):
         """Mean loss of one run over one batch: a scalar.
 
         Must work under `torch.func.vmap(torch.func.grad(...))`: no `.item()`, no data-dependent
-        control flow, no in-place writes to inputs, no random numbers.
+        control flow, no in-place writes to inputs, no random numbers. What it reads of the task
+        must not change once a run has begun: engines record it (`tracing.py`).
         """
 
     @abstractmethod

@@ -29,7 +29,7 @@ _CELLS: Final = 24
 
 @cache
 def _formulas(literals: int, seed: int) -> Dataset:
-    """Rows of 24 bits; the class is the formula, an OR of ANDs, that most of its terms satisfy."""
+    """Rows of 24 bits; the class is the formula, a set of ANDs, with the most true terms."""
     rng = generator("formulas", literals, seed)
     n = n_drawn(_ROWS)
     bits = rng.integers(2, size=(n, _BITS))
@@ -38,7 +38,7 @@ def _formulas(literals: int, seed: int) -> Dataset:
     )  # a term's bits, all different
     wanted = rng.integers(2, size=at.shape)
     true = (bits[:, at] == wanted).all(-1).reshape(n, _FORMULAS, _TERMS)
-    # ties, where no term is true for instance, go to any of those that tie
+    # a tie goes to any of those that tie: what a net cannot know, as in measured data
     label = (true.sum(-1) + 0.5 * rng.random((n, _FORMULAS))).argmax(1)
     return in_order(2.0 * bits - 1.0, label, _FORMULAS)
 
@@ -47,7 +47,8 @@ class FormulaResMLP(SupervisedFamily):
     """Tell which of six formulas of propositional logic holds for 24 bits, with a residual MLP.
 
     Data: 8,192 rows; a formula has twelve terms of 2 to 4 literals, and the one with most true
-    terms is the class.
+    terms is the class. A third of the rows or more have a tie, which chance decides: at best, 70
+    to 80% can be told.
     Model: 1 to 3 residual branches on a stream of 16 to 48.
     Drawn: literals, data seed, width, depth, activation, norm, loss, batch size, gain, scales,
     label noise.
@@ -95,7 +96,7 @@ class AutomatonGated(SupervisedFamily):
     """Predict a ring of cells one or two moves ahead, with a gated MLP.
 
     Data: 8,192 rings of 24 cells, seen with noise, under one of the elementary rules that let half
-    of the neighbourhoods live.
+    of the neighbourhoods live; some draws are simple ("what the cell is not") and some are not.
     Model: 1 or 2 hidden layers of 32 to 96, of two linear maps each, one gating the other.
     Drawn: moves, noise, data seed, width, depth, norm, loss, batch size, gain, scales, target
     noise.

@@ -109,7 +109,7 @@ class PendulumMLP(SupervisedFamily):
 
 @cache
 def _prices(tail: float, seed: int) -> Dataset:
-    """Skewed columns that depend on each other, some missing, and a price with outliers."""
+    """Columns that depend on each other, some skewed or missing, and a price with outliers."""
     rng = generator("prices", int(10 * tail), seed)
     n, known = n_drawn(_ROWS), 12
     hidden = rng.normal(size=(n, 5))
@@ -125,7 +125,7 @@ def _prices(tail: float, seed: int) -> Dataset:
 
 
 class PricesMLP(SupervisedFamily):
-    """Predict a price with heavy tails from twelve skewed columns, some missing, with an MLP.
+    """Predict a price with heavy tails from twelve columns, some skewed or missing, with an MLP.
 
     Data: 8,192 rows; the noise has Student's distribution of 2 to 10 degrees of freedom, a third
     of the columns is log-normal, and four have a fifth of their values missing, which four more

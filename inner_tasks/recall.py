@@ -42,7 +42,7 @@ def _shown(marks: int, noise: float, seed: int) -> Dataset:
 class LinearRecurrence:
     """A gated layer, a diagonal linear recurrence, an MLP on its last state.
 
-    h = a h + (1 - a) x, each unit with a decay a of its own, which is learned.
+    h = a h + (1 - a) sqrt(T) x over T steps, each unit with a decay a of its own, which is learned.
 
     Source: Orvieto et al., 2023, arXiv:2303.06349 (linear recurrent units), with real decays.
     """

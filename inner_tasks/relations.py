@@ -154,7 +154,8 @@ class MeetingsMLP(SupervisedFamily):
     """Predict how two players' meeting goes, with a vector for each player and an MLP.
 
     Data: 8,192 meetings of 150 players who differ in strength, and in styles of which one beats the
-    next in a circle.
+    next in a circle. No meeting is in two splits, but a third of those held out have been trained
+    on the other way round, as a rematch.
     Model: vectors of 4 to 12, 1 or 2 hidden layers of 16 to 48.
     Drawn: luck, data seed, embedding, width, depth, activation, norm, loss, batch size, gain,
     scales, label noise.
@@ -164,7 +165,7 @@ class MeetingsMLP(SupervisedFamily):
 
     name = "meetings-mlp"
     dataset = "meetings"
-    architecture = "pair-mlp"
+    architecture = "entity-embedding"
     settings: ClassVar[Settings] = {
         "luck": (0.3, (0.1, 0.3, 0.6)),
         "data_seed": (1, DATA_SEEDS),

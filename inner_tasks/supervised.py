@@ -230,9 +230,11 @@ class SupervisedFamily(TaskFamily):
             if isinstance(values[0], str) and value not in values:
                 allowed = ", ".join(sorted(set(values)))
                 raise ConfigurationError(f"{key} is {value!r}; {self.name} allows {allowed}.")
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if isinstance(values[0], int) and not isinstance(values[0], bool) and not whole:
-                raise ConfigurationError(f"{key} is {value!r}; it must be an integer >= 1.")
+            counts = isinstance(values[0], int) and not isinstance(values[0], bool)
+            least = min(1, *values) if counts else 1
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if counts and not whole:
+                raise ConfigurationError(f"{key} is {value!r}; it must be an integer >= {least}.")
         for key in ("init_gain", "loss_scale", "label_noise", "reparam"):
             if isinstance(config[key], bool) or not isinstance(config[key], int | float):
                 raise ConfigurationError(f"{key} is {config[key]!r}; it must be a number.")

@@ -16,7 +16,7 @@ from .nets import Weights
 
 logger = logging.getLogger("lhopt")
 
-#: Steps before a gradient is recorded: that costs as much as 50 to 150 steps.
+#: Steps before a gradient is recorded: that costs as much as 20 to 150 steps.
 PATIENCE: Final = 100
 
 
@@ -63,6 +63,10 @@ class Gradient:
 
 
 def gradient(task: InnerTask, n_runs: int, device: torch.device) -> Gradient:
-    """The gradient of so many runs there; a task keeps its own, so runs that follow find them."""
+    """The gradient of so many runs there.
+
+    A task keeps them as long as it lives, one for each number of runs, so runs that follow find
+    them; copies and pickles of a task are without.
+    """
     kept: dict[tuple[int, torch.device], Gradient] = vars(task).setdefault("_gradients", {})
     return kept.setdefault((n_runs, device), Gradient(task))

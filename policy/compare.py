@@ -158,7 +158,7 @@ def compare(
         config: Tasks and starts.
         judged: Those whose training tasks are left out; all of them by default.
         processes: Tasks run at once.
-        progress: Called with done, total and the task's name.
+        progress: Called with done, total and the task's name: for the frontiers, then the runs.
 
     Raises:
         ConfigurationError: The policies steer different optimizers, or no task is left.
@@ -172,7 +172,7 @@ def compare(
     train = TrainConfig(optimizer=optimizers[0])
     specs = unseen(train, judged or list(policies.values()), config.families)
     short = [spec for spec in specs if spec.steps <= config.longest]
-    pool = build_pool(short, config=POOL_FRONTIER, processes=processes)
+    pool = build_pool(short, config=POOL_FRONTIER, processes=processes, progress=progress)
     work = partial(_speeds, policies=tuple(policies.values()), config=config)
     jobs = [(entry.spec, entry.frontier) for entry in pool.entries]
     workers = Workers(processes) if processes != 1 else None

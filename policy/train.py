@@ -416,11 +416,24 @@ def pool_specs(
     )
 
 
+def comparison_specs(config: TrainConfig) -> list[TaskSpec]:
+    """Tasks of `COMPARE_FAMILIES`, as `lhopt policies compare` draws them."""
+    return pool_specs(config, available(COMPARE_FAMILIES), ())[0]
+
+
+def _frontier_name(spec: TaskSpec) -> str:
+    return f"{cache_key(get_task(spec.task), spec.steps, POOL_FRONTIER)}.json"
+
+
+def compared_names(config: TrainConfig) -> list[str]:
+    """Files of the cache that a comparison reads beside those of the training."""
+    return [_frontier_name(spec) for spec in comparison_specs(config)]
+
+
 def measured_names(config: TrainConfig) -> list[str]:
-    """Files of the cache that a training reads before its first update, and comparisons after."""
-    families = (*config.trained, *COMPARE_FAMILIES)
-    specs, valid = pool_specs(config, available(families), available(config.valid_families))
-    names = [f"{cache_key(get_task(s.task), s.steps, POOL_FRONTIER)}.json" for s in specs + valid]
+    """Files of the cache that a training with this configuration reads before its first update."""
+    specs, valid = pool_specs(config, available(config.trained), available(config.valid_families))
+    names = [_frontier_name(spec) for spec in specs + valid]
     if config.imitation is not None:
         imitation = ImitationConfig(**config.imitation)
         names += [

@@ -14,7 +14,7 @@ from lhopt.inner_tasks.registry import get_task
 from lhopt.policy import experts
 from lhopt.policy.experts import expert_name, find_expert
 from lhopt.policy.imitation import ImitationConfig
-from lhopt.policy.train import TrainConfig, measured_names
+from lhopt.policy.train import TrainConfig, comparison_specs, measured_names
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def test_nothing_is_shipped_that_no_default_training_reads() -> None:
     config = TrainConfig()
     tasks = len(config.families) * config.tasks_per_family
     tasks += len(config.valid_families) * config.valid_per_family
+    tasks += len(comparison_specs(config))
     experts = 2 * len(config.families) * ImitationConfig().tasks_per_family
     names = list(measured._archive(measured.ARCHIVE))
     assert len(names) == tasks + experts

@@ -35,6 +35,18 @@ def test_every_family_trains_there_as_on_the_cpu(family: str, rule: StepRule) ->
     np.testing.assert_allclose(theirs, mine, rtol=5e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["glyphs-mlp", "zipf-bilinear", "signal-conv", "parity-rnn"])
+def test_a_recorded_gradient_gives_the_same_numbers_there(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for patience in (10**9, 2):
+        monkeypatch.setattr("lhopt.inner_tasks.tracing.PATIENCE", patience)
+        runs = BatchedRuns(get_task(f"{family}/0"), [1, 2], rule=STEERABLE, device="cuda")
+        losses.append(runs.advance(6).losses)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
 def test_a_bucket_of_thousands_of_runs_is_steered_there() -> None:
     spec = TaskSpec("glyphs-mlp/3", 60)
     frontier = Frontier(

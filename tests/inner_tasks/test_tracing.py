@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -55,7 +57,18 @@ def test_runs_of_a_task_share_a_recording_and_fewer_runs_have_their_own() -> Non
     runs.advance(PATIENCE + 5)
     alone.advance(PATIENCE + 5)
     alone.advance(PATIENCE + 5)
+    assert runs._gradient is not again._gradient
+    assert runs._gradient._recorded is not None
     assert torch.equal(runs.flat, alone.flat)
+
+
+def test_copies_and_pickles_of_a_task_have_gradients_of_their_own() -> None:
+    task = get_task("tabular-mlp/1")
+    before = BatchedRuns(task, [1, 2]).advance(1).losses
+    for other in (copy.copy(task), copy.deepcopy(task), pickle.loads(pickle.dumps(task))):
+        other.loss_scale = 5.0 * task.loss_scale
+        np.testing.assert_allclose(BatchedRuns(other, [1, 2]).advance(1).losses, 5.0 * before)
+    np.testing.assert_array_equal(BatchedRuns(task, [1, 2]).advance(1).losses, before)
 
 
 def test_what_cannot_be_recorded_is_said_and_goes_on(
