@@ -1,9 +1,12 @@
 """What a critic may see while policies are trained, and no policy ever does.
 
 A value function is thrown away after training, so it may know what would be cheating in an actor:
-which task this is, how far off the hidden start was, and what the tuned baseline reaches. The
-better it predicts the end, the less of the reward's noise is left in the advantages (asymmetric
-actor-critic: Pinto et al., 2018, arXiv:1710.06542).
+which task this is, how far off the hidden start was, what the tuned baseline reaches, and how a
+run stands among its group. The better it predicts the end, the less of the reward's noise is left
+in the advantages (asymmetric actor-critic: Pinto et al., 2018, arXiv:1710.06542).
+
+What a learner is paid is a run's lead over the others of its group (`Sb3VecEnv`), and nothing about
+a run alone tells that: without the last columns a critic explains some hundredths of its variance.
 """
 
 from __future__ import annotations
@@ -28,6 +31,14 @@ FAMILY_CODES = 32
 BUDGETS = (0.25, 0.5, 1.0, 2.0)
 #: Columns after code and starts: run length, slope, the budgets' losses, loss now, validation.
 N_OTHERS = 1 + 1 + len(BUDGETS) + 1 + 1
+#: Losses that are compared within a group: over the interval, over its last half, held out.
+N_LEADS = 3
+#: Examples of `outer_valid` for the last of them: as many as two chunks of an evaluation.
+HELD_OUT_EXAMPLES = 128
+#: Nats per octave that a loss is compared in, at least: a blunt frontier makes all leads large.
+LEAST_SLOPE = 0.05
+#: Of what the columns mean. 2: how a run stands among its group.
+VERSION = 2
 
 
 class PrivilegedView:
@@ -37,7 +48,10 @@ class PrivilegedView:
     start relative to the optimizer's start (a logit shift / log 10 for those); log2 of the run's
     length, in units of 512 steps, halved; the frontier's slope in nats per octave; its log losses
     at `BUDGETS`, relative to the untrained loss, halved; whether the job reports a validation loss;
-    log of the last train loss relative to the frontier's loss at budget 1.
+    log of the last train loss relative to the frontier's loss at budget 1; then, each minus the
+    mean over the run's group (all runs, where there are no groups), the log train losses of the
+    interval and of its last half and the log `outer_valid` loss of the averaged weights now, in
+    octaves of the frontier's slope, and the values of what is steered, in `Control.distance`.
 
     Args:
         pool: Tasks that occur.
@@ -54,7 +68,9 @@ class PrivilegedView:
         self._n_codes = len(self._index) if self._by_task else FAMILY_CODES
         self._starts = {**config.steered.start, **config.start}
         self._curves = {(e.task.name, e.spec.steps): _curve(e.frontier) for e in pool.entries}
-        self.size = self._n_codes + len(self._starts) + N_OTHERS
+        self._controls = config.controls
+        self._group = config.group_size
+        self.size = self._n_codes + len(self._starts) + N_OTHERS + N_LEADS + len(self._controls)
 
     def of(self, episode: Episode) -> FloatArray:
         """The columns now; the last interval's train loss is the only one that changes in a run."""
@@ -83,10 +99,29 @@ class PrivilegedView:
                 np.stack(starts, axis=1) / np.log(10.0),
                 np.tile(constant, (k, 1)),
                 np.nan_to_num(loss, nan=BOUND, posinf=BOUND, neginf=-BOUND)[:, None],
+                self._among_group(episode),
             ],
             axis=1,
         )
         return np.asarray(np.clip(columns, -BOUND, BOUND), np.float32)
+
+    def _among_group(self, episode: Episode) -> FloatArray:
+        """How far each run is from the mean of its group, `(K, N_LEADS + controls)`."""
+        assert episode.statistics is not None
+        slope = max(self._curves[(episode.task.name, episode.steps)][0], LEAST_SLOPE)
+        held_out = episode.runs.evaluate("outer_valid", limit=HELD_OUT_EXAMPLES)
+        losses = [episode.statistics["train_loss"], episode.statistics["train_loss_last"], held_out]
+        # a broken run's loss is read as a thousand times the task's untrained one, or so
+        logs = [np.nan_to_num(_log(x), nan=7.0, posinf=7.0) / slope for x in losses]
+        values = [
+            control.distance(
+                episode.values[:, COLUMN[control.name]], episode.start[0, COLUMN[control.name]]
+            )
+            for control in self._controls
+        ]
+        columns = np.nan_to_num(np.stack([*logs, *values], axis=1))
+        groups = columns.reshape(-1, self._group or episode.n_runs, columns.shape[1])
+        return np.asarray((groups - groups.mean(axis=1, keepdims=True)).reshape(columns.shape))
 
     def _code(self, name: str, family: str) -> int:
         return self._index[name] if self._by_task else crc32(family.encode()) % FAMILY_CODES

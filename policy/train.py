@@ -26,6 +26,7 @@ from ..env.pool import (
     draw_specs,
     seconds_per_run_step,
 )
+from ..env.privileged import VERSION as PRIVILEGED_VERSION
 from ..env.sb3 import Sb3VecEnv
 from ..env.sharded import ShardedVectorEnv
 from ..env.vector import HyperparameterVectorEnv
@@ -159,6 +160,7 @@ class TrainConfig(PPOConfig):
             "rule": asdict(steered.rule) | steered.rule.meaning(),
             "start": steered.start,
             "noise": steered.noise,
+            "critic": PRIVILEGED_VERSION,
         }
         text = super().fingerprint() + json.dumps(described, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

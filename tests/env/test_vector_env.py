@@ -253,7 +253,7 @@ def test_privileged_columns_follow_the_features(pool: TaskPool, config: EnvConfi
         assert env.observation_space.contains(b)
         np.testing.assert_array_equal(a, b[:, :n])
         for i, episode in enumerate(env._episodes):
-            rows = b[3 * i : 3 * i + 3, n:]
+            rows, among = np.split(b[3 * i : 3 * i + 3, n:], [-7], axis=1)
             code = [episode.task.name == entry.spec.task for entry in pool.entries]
             np.testing.assert_array_equal(rows[:, :2], np.tile(np.array(code, np.float32), (3, 1)))
             off = np.log10(episode.start[:, COLUMN["learning_rate"]] / 3e-3)
@@ -268,6 +268,13 @@ def test_privileged_columns_follow_the_features(pool: TaskPool, config: EnvConfi
             assert episode.statistics is not None
             now = np.log(episode.statistics["train_loss"]).clip(-3, 3)
             np.testing.assert_allclose(rows[:, -1], now, atol=1e-5)
+            # three leads in octaves, four controls; the runs of a bucket are one group here
+            np.testing.assert_allclose(among[:, :3].mean(axis=0), 0.0, atol=1e-6)
+            octaves = np.log2(episode.statistics["train_loss"])
+            np.testing.assert_allclose(among[:, 0], octaves - octaves.mean(), rtol=1e-4, atol=1e-5)
+            rate = np.log(episode.values[:, COLUMN["learning_rate"]])
+            lead = (rate - rate.mean()).clip(-3, 3)
+            np.testing.assert_allclose(among[:, 3], lead, rtol=1e-4, atol=1e-5)
         actions = np.ones((6, 4), np.int64)
         a, b = plain.step(actions)[0], env.step(actions)[0]
 
