@@ -65,11 +65,12 @@ def test_the_command_prints_a_row_per_family_and_each_gap(
     path = str(save(policy, tmp_path))
     words = ["--families", "grammar-mlp", "--longest", "300", "--processes", "1"]
     assert main(["policies", "compare", path, *words]) == 0
-    header, row, mean, gap = capsys.readouterr().out.splitlines()
+    header, row, mean, gap, legend, *_ = capsys.readouterr().out.splitlines()
     assert header.split() == ["family", "tasks", "random", HELD]
     assert row.split()[:2] == ["grammar-mlp", "1"]
     assert mean.startswith("mean over families")
     assert gap.startswith(f"{HELD} over random: ")
+    assert legend.startswith("Octaves of speed")
     assert main(["policies", "compare", path, "steerable"]) == 2
     assert "give policies of one optimizer" in capsys.readouterr().err
     assert main(["policies", "compare", path, "--decades", "nan"]) == 2
