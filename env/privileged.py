@@ -111,7 +111,7 @@ class PrivilegedView:
         slope = max(self._curves[(episode.task.name, episode.steps)][0], LEAST_SLOPE)
         held_out = episode.runs.evaluate("outer_valid", limit=HELD_OUT_EXAMPLES)
         losses = [episode.statistics["train_loss"], episode.statistics["train_loss_last"], held_out]
-        # a broken run's loss is read as a thousand times the task's untrained one, or so
+        # a broken run's loss is read as e ** 7, about the worst that any task begins with
         logs = [np.nan_to_num(_log(x), nan=7.0, posinf=7.0) / slope for x in losses]
         values = [
             control.distance(

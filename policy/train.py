@@ -256,7 +256,6 @@ class Trainer(PPOTrainer[Policy]):
     def _begin_from(self, parent: Policy) -> dict[str, Any]:
         """Take a policy's weights; what the manifest says about it."""
         mine = self.export(best=False)
-        # features that it never read begin with no weight: all it knows stays
         met = sorted(set(self.config.leave_out) & families_met(parent.training))
         if met:
             raise ConfigurationError(
@@ -269,6 +268,7 @@ class Trainer(PPOTrainer[Policy]):
                     f"{self.config.start} is a policy with another {what} than this training's; "
                     "begin from one that `lhopt train` made with the same settings."
                 )
+        # features that it never read begin with no weight: all it knows stays
         actor = restore(parent.weights, parent.columns)
         self.model.policy.load_state_dict(actor, strict=False)
         return {"name": parent.name, "digest": parent.digest, "training": dict(parent.training)}
