@@ -260,10 +260,11 @@ def _warm_start(trainer: PPOTrainer[A]) -> bool:
     if trainer.started:
         return True
     try:
-        with tqdm(desc="experts", unit="", leave=False) as bar:
+        with tqdm(desc="warm start", unit="", leave=False) as bar:
 
             def advanced(stage: str, done: int, total: int, figure: float) -> None:
                 if done == 1:
+                    bar.set_postfix_str("", refresh=False)  # of the stage before
                     bar.reset(total)
                     bar.set_description(stage)
                 bar.set_postfix_str(f"{'rate' if stage == 'experts' else 'loss'} {figure:.3g}")

@@ -235,6 +235,8 @@ class SupervisedFamily(TaskFamily):
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             if counts and not whole:
                 raise ConfigurationError(f"{key} is {value!r}; it must be an integer >= {least}.")
+            if isinstance(values[0], float):
+                self._check_amount(key, value, may_be_nothing=key == "noise" or 0.0 in values)
         for key in ("init_gain", "loss_scale", "label_noise", "reparam"):
             if isinstance(config[key], bool) or not isinstance(config[key], int | float):
                 raise ConfigurationError(f"{key} is {config[key]!r}; it must be a number.")
@@ -247,6 +249,13 @@ class SupervisedFamily(TaskFamily):
             raise ConfigurationError(
                 f"label_noise is {config['label_noise']!r}; it must be in [0, 1]."
             )
+
+    @staticmethod
+    def _check_amount(key: str, value: object, *, may_be_nothing: bool) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and (0 < value < np.inf or (may_be_nothing and value == 0))):
+            least = "at least 0" if may_be_nothing else "above 0"
+            raise ConfigurationError(f"{key} is {value!r}; it must be {least} and finite.")
 
     def _task(self, config: Config, name: str) -> SupervisedTask:
         net, data = self.make(config)
