@@ -252,8 +252,8 @@ class SupervisedFamily(TaskFamily):
 
     @staticmethod
     def _check_amount(key: str, value: object, *, may_be_nothing: bool) -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and (0 < value < np.inf or (may_be_nothing and value == 0))):
+        amount = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
+        if not (0 < amount < np.inf or (may_be_nothing and amount == 0)):
             least = "at least 0" if may_be_nothing else "above 0"
             raise ConfigurationError(f"{key} is {value!r}; it must be {least} and finite.")
 
