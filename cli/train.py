@@ -71,7 +71,8 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--from", dest="start", metavar="POLICY",
-        help="a policy file, NAME.json, to begin from instead of imitating",
+        help="a policy file, NAME.json, to begin from instead of imitating; or the folder of a "
+        "training, to begin from what it exported with its critic",
     )  # fmt: skip
     parser.add_argument(
         "--fold", metavar="K/N",

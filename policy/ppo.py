@@ -121,16 +121,8 @@ def read_checkpoint(folder: Path, config: PPOConfig) -> dict[str, Any]:
         ResumeError: There is none, it cannot be read, or it is of another configuration.
     """
     path = Path(folder) / CHECKPOINT
-    if not path.exists():
-        raise ResumeError(f"{path} does not exist; start without --resume.")
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=False)
-        theirs, fingerprint = state["config"], state["fingerprint"]
-    except Exception as error:  # a pickle that is cut raises whatever it likes
-        raise ResumeError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); start anew in another "
-            "folder."
-        ) from error
+    state = read_state(path)
+    theirs, fingerprint = state["config"], state["fingerprint"]
     if fingerprint != config.fingerprint():
         other = [
             f"{k}: {theirs.get(k)!r}, now {v!r}"
@@ -142,6 +134,27 @@ def read_checkpoint(folder: Path, config: PPOConfig) -> dict[str, Any]:
             f"{'; '.join(other) or 'the rule or start values of its optimizer'}). Use the settings "
             "it was started with (only the number of updates may change), or another folder."
         )
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, whatever its configuration.
+
+    Raises:
+        ResumeError: There is none, or it cannot be read.
+    """
+    if not path.exists():
+        raise ResumeError(
+            f"{path} does not exist; start without --resume, or name the folder of a training."
+        )
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=False)
+        state["config"], state["fingerprint"], state["policy"]
+    except Exception as error:  # a pickle that is cut raises whatever it likes
+        raise ResumeError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); start anew in another "
+            "folder."
+        ) from error
     return state
 
 
@@ -229,6 +242,10 @@ class PPOTrainer(ABC, Generic[A]):
 
     def _check(self, state: dict[str, Any]) -> None:
         """Raise `ResumeError` if a checkpoint does not belong to what this trains on."""
+
+    def critic_version(self) -> int:
+        """Of what the critic sees; one of another version is not taken over."""
+        return 0
 
     def cpu_seconds(self) -> float:
         """CPU seconds of everything that trains."""
@@ -339,6 +356,7 @@ class PPOTrainer(ABC, Generic[A]):
             "started": self.started,
             "best": self.best,
             "parent": self.parent,
+            "critic": self.critic_version(),
             "curve": self.curve,
             "seconds": self.seconds,
             "last": (model._last_obs, model._last_episode_starts, model._last_lstm_states),

@@ -37,9 +37,9 @@ from .artifact import Policy, Selection, load
 from .evaluate import closed_loop, mean_speed
 from .experts import expert_name
 from .export import export, restore
-from .imitation import ImitationConfig, imitate
+from .imitation import ACTOR, ImitationConfig, imitate
 from .learner import HyperparameterPolicy
-from .ppo import CHECKPOINT, PPOConfig, PPOTrainer
+from .ppo import CHECKPOINT, PPOConfig, PPOTrainer, read_state
 
 logger = logging.getLogger("lhopt")
 
@@ -93,7 +93,8 @@ class TrainConfig(PPOConfig):
         imitation: Sizes of the warm start (`ImitationConfig`); None starts PPO from the no-op.
         start: A policy file to begin from instead of imitating: `lhopt train --from`. Of the same
             controls and LSTM size; what it does not read of today's features weighs nothing at
-            first, and the critic begins afresh.
+            first, and the critic begins afresh. Or the folder of another training: what it
+            exports, and its critic as it is now, which then needs no `critic_warmup`.
         selection: How the exported policy turns probabilities into decisions.
     """
 
@@ -238,7 +239,11 @@ class Trainer(PPOTrainer[Policy]):
         policy = self.model.policy
         assert isinstance(policy, HyperparameterPolicy)
         if self.config.start is not None:
-            self.parent = self._begin_from(load(Path(self.config.start)))
+            start = Path(self.config.start)
+            if start.is_dir():
+                self.parent = self._begin_from_training(start)
+            else:
+                self.parent = self._begin_from(load(start))
             self._warm_started(None, clock)
             return
         assert self.config.imitation is not None
@@ -252,6 +257,30 @@ class Trainer(PPOTrainer[Policy]):
             progress=progress,
         )
         self._warm_started(losses[-1], clock)
+
+    def _begin_from_training(self, folder: Path) -> dict[str, Any]:
+        """Take what another training exports, and its critic; what the manifest says about it."""
+        state = read_state(folder / CHECKPOINT)
+        if state.get("critic") != self.critic_version():
+            raise ConfigurationError(
+                f"The critic in {folder} sees other columns than this version's. Begin from its "
+                "policy alone, NAME.json."
+            )
+        told = self._begin_from(load(folder / f"{state['config']['name']}.json"))
+        critic = {k: v for k, v in state["policy"].items() if not k.startswith(ACTOR)}
+        mine = self.model.policy.state_dict()
+        other = [k for k, v in critic.items() if k not in mine or mine[k].shape != v.shape]
+        if other or len(critic) != sum(not k.startswith(ACTOR) for k in mine):
+            raise ConfigurationError(
+                f"The critic in {folder} is of other families, controls or size than this "
+                "training's. Begin from its policy alone, NAME.json."
+            )
+        self.model.policy.load_state_dict(critic, strict=False)
+        return told
+
+    def critic_version(self) -> int:
+        """Of what the privileged columns mean."""
+        return PRIVILEGED_VERSION
 
     def _begin_from(self, parent: Policy) -> dict[str, Any]:
         """Take a policy's weights; what the manifest says about it."""

@@ -18,6 +18,7 @@ from lhopt.env.config import EnvConfig
 from lhopt.env.pool import TaskPool
 from lhopt.policy.artifact import load, save
 from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, run
+from lhopt.policy.imitation import ACTOR
 from lhopt.policy.train import TrainConfig, Trainer
 
 CONFIG = TrainConfig(
@@ -236,6 +237,31 @@ def test_a_training_begins_from_a_policy_and_says_so(pool: TaskPool, tmp_path: P
     other = replace(config, lstm=4)
     with pytest.raises(ConfigurationError, match="another hidden_size"):
         Trainer(other, tmp_path / "third", pool, pool).warm_start()
+
+
+def test_a_training_begins_from_another_with_its_critic(pool: TaskPool, tmp_path: Path) -> None:
+    first = Trainer(CONFIG, tmp_path / "first", pool, pool)
+    first.learn()
+    config = replace(CONFIG, start=str(tmp_path / "first"), critic_warmup=0, evaluate_every=1)
+    second = Trainer(config, tmp_path / "second", pool, pool)
+    second.warm_start()
+    assert second.parent is not None
+    assert second.parent["digest"] == first.export().digest
+    before, after = first.model.policy.state_dict(), second.model.policy.state_dict()
+    critic = [name for name in before if not name.startswith(ACTOR)]
+    assert any("lstm_critic" in name for name in critic)
+    for name in critic:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+    blind = replace(config, privileged=False)
+    with pytest.raises(ConfigurationError, match="of other families, controls or size"):
+        Trainer(blind, tmp_path / "third", pool, pool).warm_start()
+    path = tmp_path / "first" / "checkpoint.pt"
+    torch.save({**torch.load(path, weights_only=False), "critic": -1}, path)
+    with pytest.raises(ConfigurationError, match="sees other columns"):
+        Trainer(config, tmp_path / "fourth", pool, pool).warm_start()
+    path.unlink()
+    with pytest.raises(ResumeError, match="name the folder of a training"):
+        Trainer(config, tmp_path / "fifth", pool, pool).warm_start()
 
 
 def test_a_policy_that_reads_fewer_features_goes_on_as_it_was(
