@@ -12,6 +12,7 @@ from ..core.errors import ConfigurationError, UnknownNameError
 from ..core.schedules import Schedule
 from ..optimizers.steerable_adamw import SteerableAdamW
 from ..optimizers.update import ADAMW, STEERABLE, StepRule
+from .frontier import SPEED_BOUNDS
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ class EnvConfig:
             group is a sharp baseline of a run's reward. None draws all for every run.
         privileged: Whether the vector environment appends what only a critic may see
             (`env/privileged.py`) to its observations.
+        speed_bounds: Octaves of speed that an episode's reward is clipped to. A run that ends worse
+            than the tuned baseline in an eighth of the time reads -3 by default, however bad; with
+            a lower bound a learner can tell bad from worse.
     """
 
     optimizer: str = "torch.optim.AdamW"
@@ -137,8 +141,13 @@ class EnvConfig:
     start: Mapping[str, float] = field(default_factory=dict)
     group_size: int | None = None
     privileged: bool = False
+    speed_bounds: tuple[float, float] = SPEED_BOUNDS
 
     def __post_init__(self) -> None:
+        if len(self.speed_bounds) != 2 or not self.speed_bounds[0] < self.speed_bounds[1]:
+            raise ConfigurationError(
+                f"speed_bounds is {self.speed_bounds}; two numbers are wanted, the smaller first."
+            )
         low, high = self.intervals
         if not 2 <= low <= high <= 129:
             raise ConfigurationError(

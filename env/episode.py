@@ -24,7 +24,7 @@ from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
 from ..policy.runtime import bounded, opening
 from .config import EnvConfig
-from .frontier import SPEED_BOUNDS, Frontier
+from .frontier import Frontier
 
 
 @dataclass(frozen=True)
@@ -260,5 +260,6 @@ class Episode:
     def _score(self) -> None:
         self.final_loss = self.runs.evaluate("outer_valid")
         if self.frontier is not None:
-            speed = self.frontier.log2_speed(self.final_loss)
-            self.reward = np.where(self.alive, speed, SPEED_BOUNDS[0])
+            bounds = self.config.speed_bounds
+            speed = self.frontier.log2_speed(self.final_loss, bounds)
+            self.reward = np.where(self.alive, speed, bounds[0])

@@ -111,14 +111,20 @@ class Frontier:
     grid: tuple[tuple[float | None, ...], ...] = field(default=(), repr=False)
     best_decays: tuple[float, ...] = ()
 
-    def log2_speed(self, loss: FloatArray | float) -> FloatArray:
+    def log2_speed(
+        self, loss: FloatArray | float, bounds: tuple[float, float] = SPEED_BOUNDS
+    ) -> FloatArray:
         """log2 of the budget at which the baseline reaches `loss`; any shape.
 
-        Log-log interpolation on the monotone envelope of the frontier, clipped to `SPEED_BOUNDS`;
-        a loss that is not finite gets the lower bound.
+        Log-log interpolation on the monotone envelope of the frontier, and of the untrained loss at
+        `UNTRAINED_BUDGET`; beyond both ends the last segment's slope goes on.
+
+        Args:
+            loss: Final losses; one that is not finite gets the lower bound.
+            bounds: Octaves, least and most, that the answer is clipped to.
         """
         loss = np.asarray(loss, np.float64)
-        low, high = SPEED_BOUNDS
+        low, high = bounds
         x = np.log2(np.asarray([UNTRAINED_BUDGET, *self.budgets]))
         envelope = np.minimum.accumulate([max(self.untrained, self.losses[0]), *self.losses])
         y = np.log(np.maximum(envelope, 1e-12))
@@ -127,9 +133,9 @@ class Frontier:
         with np.errstate(divide="ignore", invalid="ignore"):
             value = np.log(np.maximum(loss, 1e-12))
         speed = np.interp(-value, -y, x)
-        # beyond the largest budget: the last segment's slope goes on
-        slope = (x[-1] - x[-2]) / (y[-2] - y[-1])
-        speed = np.where(value < y[-1], x[-1] + slope * (y[-1] - value), speed)
+        first, last = ((x[i + 1] - x[i]) / (y[i] - y[i + 1]) for i in (0, -2))
+        speed = np.where(value < y[-1], x[-1] + last * (y[-1] - value), speed)
+        speed = np.where(value > y[0], x[0] - first * (value - y[0]), speed)
         return np.asarray(np.where(np.isfinite(loss), np.clip(speed, low, high), low))
 
     @property

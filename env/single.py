@@ -33,9 +33,9 @@ class HyperparameterEnv(gym.Env[FloatArray, IntArray]):
         interval that begins.
     Observation: `Box(-3, 3, (n_features,), float32)`, in the order of `core.features.FEATURES`:
         what the interval that just ended looked like, without units.
-    Reward: 0, and at the last step log2 of the speed against the task's frontier, in [-3, 2]: the
-        budget at which tuned AdamW reaches this run's final loss, in units of ours. -3 if the run
-        diverged.
+    Reward: 0, and at the last step log2 of the speed against the task's frontier, in
+        `config.speed_bounds` ([-3, 2]): the budget at which tuned AdamW reaches this run's final
+        loss, in units of ours. The lower bound if the run diverged.
     Start: `reset` draws weights, data order, the hidden starting hyperparameters and the number of
         decisions from `np_random`, so `reset(seed=...)` fixes the episode. One interval has run,
         under the schedule alone, before the first observation.

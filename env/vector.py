@@ -45,7 +45,8 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
     Action: `MultiDiscrete`, one index per steered control (`core/controls.py`, `choices`).
     Observation: `Box(-3, 3, (n_features,), float32)`, in the order of `core.features.FEATURES`;
         with `config.privileged`, `PrivilegedView.size` columns follow that only a critic may see.
-    Reward: 0, and at the last step log2 of the speed against the task's frontier, in [-3, 2].
+    Reward: 0, and at the last step log2 of the speed against the task's frontier, in
+        `config.speed_bounds` ([-3, 2]).
     Terminated: the inner run has made all its steps. A diverged run waits, frozen, for its bucket.
     Truncated: never.
     Info at the end: "final_obs", "final_loss", "task", "speed" (log2), and "diverged".

@@ -17,7 +17,7 @@ import numpy as np
 from ..core.errors import ConfigurationError, ResumeError, UnknownNameError
 from ..core.features import FEATURES
 from ..env.config import EnvConfig
-from ..env.frontier import POOL_FRONTIER, SPEED_BOUNDS, Frontier, cache_key
+from ..env.frontier import POOL_FRONTIER, Frontier, cache_key
 from ..env.pool import (
     Entry,
     TaskPool,
@@ -43,6 +43,9 @@ from .ppo import CHECKPOINT, PPOConfig, PPOTrainer, read_state
 
 logger = logging.getLogger("lhopt")
 
+#: Octaves of speed that a run counts in an evaluation: a disaster, or a task that is won anyway, is
+#: one run among many.
+EVALUATION_BOUNDS: tuple[float, float] = (-2.0, 1.5)
 #: Families that policies train on. None shares its data, or an architecture held out, with a task
 #: of the benchmarks. The noisy quadratic is none of them: its optimum is 0, where a baseline whose
 #: weight decay is tuned is led by the decay alone.
@@ -79,8 +82,10 @@ class TrainConfig(PPOConfig):
         valid_families: Families of the periodic evaluation.
         valid_per_family: Tasks drawn from each of them; those with a blunt frontier fall out. Few
             mislead: with 3 each, an evaluation preferred another checkpoint than 18 tasks did.
-        reward_bounds: Octaves of speed that a run can earn the learner, at least and at most.
-            Without the upper one, tasks that are won anyway are worth winning by more.
+        reward_bounds: Octaves of speed that a run can earn the learner, at least and at most,
+            inside the environment's `speed_bounds`. Without the upper one, tasks that are won
+            anyway are worth winning by more; where all runs of a group are below the lower one,
+            nothing is learned. An evaluation reads no further than `EVALUATION_BOUNDS` either.
         reward_floor: See `Sb3VecEnv`'s `floor`, in octaves; 0 divides by nothing.
         tasks_per_family: Tasks drawn from each.
         steps: Shortest and longest run, in inner steps.
@@ -104,7 +109,7 @@ class TrainConfig(PPOConfig):
     leave_out: tuple[str, ...] = ()
     valid_families: tuple[str, ...] = VALID_FAMILIES
     valid_per_family: int = 6
-    reward_bounds: tuple[float, float] | None = (-2.0, 1.5)
+    reward_bounds: tuple[float, float] | None = EVALUATION_BOUNDS
     reward_floor: float = 0.0
     tasks_per_family: int = 8
     steps: tuple[int, int] = (150, 2000)
@@ -326,7 +331,7 @@ class Trainer(PPOTrainer[Policy]):
     def evaluate(self, n_runs: int = 8) -> dict[str, float]:
         """Mean log2 speed on the evaluation tasks, with hidden start noise, by family.
 
-        Bounded as the learner's reward is; both choose by the same measure.
+        Each run counts within `EVALUATION_BOUNDS`.
         """
         if self.valid is None:
             return {}
@@ -335,7 +340,7 @@ class Trainer(PPOTrainer[Policy]):
             policy=self.export(best=False),
             config=self.env_config,
             n_runs=n_runs,
-            bounds=self.config.reward_bounds or SPEED_BOUNDS,
+            bounds=EVALUATION_BOUNDS,
         )
         entries = self.valid.entries
         # workers build a task by its name: data are not sent

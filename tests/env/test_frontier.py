@@ -10,6 +10,7 @@ import pytest
 from lhopt.core.errors import ConfigurationError, FrontierError
 from lhopt.env.frontier import (
     SPEED_BOUNDS,
+    UNTRAINED_BUDGET,
     Frontier,
     FrontierConfig,
     cache_key,
@@ -43,6 +44,17 @@ def test_speed_falls_with_the_loss_and_stays_inside_its_bounds(frontier: Frontie
     bad = frontier.log2_speed(np.array([np.inf, np.nan, -np.inf]))
     assert (bad == SPEED_BOUNDS[0]).all()
     assert np.isfinite(frontier.log2_speed(np.array([0.0, -1.0, 1e308]))).all()
+
+
+def test_wider_bounds_tell_bad_from_worse(frontier: Frontier) -> None:
+    worse = np.array([frontier.losses[0], frontier.untrained, 2.0 * frontier.untrained])
+    speed = frontier.log2_speed(worse, (-9.0, 1.5))
+    octaves = np.log2(frontier.budgets[0] / UNTRAINED_BUDGET)
+    slope = octaves / np.log(frontier.untrained / frontier.losses[0])
+    untrained = np.log2(UNTRAINED_BUDGET)
+    assert speed == pytest.approx([-1.0, untrained, untrained - slope * np.log(2.0)], abs=1e-6)
+    ends = frontier.log2_speed(np.array([1e-9, 1e99, np.nan]), (-9.0, 1.5))
+    assert ends.tolist() == [1.5, -9.0, -9.0]
 
 
 def test_a_worse_loss_at_a_larger_budget_does_not_bend_the_frontier(frontier: Frontier) -> None:

@@ -124,7 +124,9 @@ def test_taking_a_state_leaves_the_episode_alone(pool: TaskPool, config: EnvConf
 def test_a_diverged_run_gets_the_floor_and_waits_for_its_bucket(
     frontier: Frontier, optimizer: str
 ) -> None:
-    config = EnvConfig(optimizer=optimizer, intervals=(5, 5), noise_scale=0.0)
+    floor = SPEED_BOUNDS[0] - 5.0
+    bounds = (floor, SPEED_BOUNDS[1])
+    config = EnvConfig(optimizer, intervals=(5, 5), noise_scale=0.0, speed_bounds=bounds)
     drawn = draw(config, np.random.default_rng(0), 3)
     drawn.start[1, [COLUMN["learning_rate"], COLUMN["weight_decay"]]] = 100.0, 10.0
     episode = Episode(get_task("noisy-quadratic/3"), 20, config, drawn, frontier)
@@ -132,7 +134,7 @@ def test_a_diverged_run_gets_the_floor_and_waits_for_its_bucket(
         observation = episode.step(np.zeros((3, 6)))
         assert np.isfinite(observation).all()
     assert episode.alive.tolist() == [True, False, True]
-    assert episode.reward[1] == SPEED_BOUNDS[0]
+    assert episode.reward[1] == floor
     assert episode.final_loss[1] == np.inf
     assert observation[1, FEATURES.index("loss/is_nan")] == 1.0
 
@@ -191,6 +193,8 @@ def test_settings_out_of_range_are_refused(pool: TaskPool, config: EnvConfig) ->
         make(pool, config, n_buckets=0)
     with pytest.raises(ConfigurationError, match="two numbers from 2 to 129"):
         EnvConfig(intervals=(40, 25))
+    with pytest.raises(ConfigurationError, match="speed_bounds is"):
+        EnvConfig(speed_bounds=(2.0, -3.0))
     with pytest.raises(UnknownNameError, match=r"torch\.optim\.AdamW"):
         EnvConfig(optimizer="torch.optim.Adam")
     with pytest.raises(ConfigurationError, match="empty"):
