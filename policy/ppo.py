@@ -149,7 +149,7 @@ def read_state(path: Path) -> dict[str, Any]:
         )
     try:
         state: dict[str, Any] = torch.load(path, weights_only=False)
-        state["config"], state["fingerprint"], state["policy"]
+        state["config"], state["fingerprint"]
     except Exception as error:  # a pickle that is cut raises whatever it likes
         raise ResumeError(
             f"{path} cannot be read ({type(error).__name__}: {error}); start anew in another "
