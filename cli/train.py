@@ -70,9 +70,10 @@ def add_parser(subparsers: Any) -> None:
         "measured here into the package, and forget those that no such training reads",
     )  # fmt: skip
     parser.add_argument(
-        "--from", dest="start", metavar="POLICY",
+        "--from", dest="start", metavar="PATH",
         help="a policy file, NAME.json, to begin from instead of imitating; or the folder of a "
-        "training, to begin from what it exported with its critic",
+        "training (its checkpoint is trusted like code), to begin from what it exported with "
+        "its critic",
     )  # fmt: skip
     parser.add_argument(
         "--fold", metavar="K/N",

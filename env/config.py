@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..core.controls import Control, get_controls
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..core.schedules import Schedule
@@ -144,9 +146,12 @@ class EnvConfig:
     speed_bounds: tuple[float, float] = SPEED_BOUNDS
 
     def __post_init__(self) -> None:
-        if len(self.speed_bounds) != 2 or not self.speed_bounds[0] < self.speed_bounds[1]:
+        bounds = self.speed_bounds
+        sound = isinstance(bounds, tuple | list) and len(bounds) == 2
+        sound = sound and all(isinstance(x, int | float) for x in bounds)
+        if not sound or not -np.inf < bounds[0] < bounds[1] < np.inf:
             raise ConfigurationError(
-                f"speed_bounds is {self.speed_bounds}; two numbers are wanted, the smaller first."
+                f"speed_bounds is {bounds!r}; two finite numbers are wanted, the smaller first."
             )
         low, high = self.intervals
         if not 2 <= low <= high <= 129:

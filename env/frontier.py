@@ -26,10 +26,13 @@ from .measured import shipped
 #: Changes whenever the protocol does, so that old caches are not read.
 PROTOCOL = 1
 WARMUP = 0.05
-#: log2 speed is read no further than this: beyond the frontier's ends it is a guess.
+#: log2 speed is read no further than this, unless asked: beyond the frontier's ends it is a guess.
 SPEED_BOUNDS = (-3.0, 2.0)
 #: Budget, in units of ours, that the untrained loss is plotted at, to extrapolate downwards.
 UNTRAINED_BUDGET = 1.0 / 64.0
+#: Nats that the frontier's first segment spans at least, where it is read beyond the untrained
+#: loss: a baseline that has learned nothing in its shortest run has no slope to go on with.
+LEAST_FALL = 0.1
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ class Frontier:
         with np.errstate(divide="ignore", invalid="ignore"):
             value = np.log(np.maximum(loss, 1e-12))
         speed = np.interp(-value, -y, x)
-        first, last = ((x[i + 1] - x[i]) / (y[i] - y[i + 1]) for i in (0, -2))
+        first = (x[1] - x[0]) / max(y[0] - y[1], LEAST_FALL)
+        last = (x[-1] - x[-2]) / (y[-2] - y[-1])
         speed = np.where(value < y[-1], x[-1] + last * (y[-1] - value), speed)
         speed = np.where(value > y[0], x[0] - first * (value - y[0]), speed)
         return np.asarray(np.where(np.isfinite(loss), np.clip(speed, low, high), low))

@@ -54,7 +54,7 @@ class CompareConfig:
         runs: Runs of a policy and task, each with a seed and a start of its own.
         longest: Tasks of more steps are left out.
         validates: Whether runs report a validation loss.
-        bounds: Octaves that a run counts, at least and at most: as the learner is paid.
+        bounds: Octaves that a run counts, at least and at most: as in a training's evaluation.
     """
 
     families: tuple[str, ...] = (*VALID_FAMILIES, *COMPARE_FAMILIES)

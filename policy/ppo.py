@@ -145,7 +145,8 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise ResumeError(
-            f"{path} does not exist; start without --resume, or name the folder of a training."
+            f"{path} does not exist. To resume, name a training's folder, or start without "
+            "--resume; to begin from another training, name its folder or its policy, NAME.json."
         )
     try:
         state: dict[str, Any] = torch.load(path, weights_only=False)
@@ -153,7 +154,7 @@ def read_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # a pickle that is cut raises whatever it likes
         raise ResumeError(
             f"{path} cannot be read ({type(error).__name__}: {error}); start anew in another "
-            "folder."
+            "folder, from the policy beside it, if there is one."
         ) from error
     return state
 

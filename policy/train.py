@@ -99,7 +99,8 @@ class TrainConfig(PPOConfig):
         start: A policy file to begin from instead of imitating: `lhopt train --from`. Of the same
             controls and LSTM size; what it does not read of today's features weighs nothing at
             first, and the critic begins afresh. Or the folder of another training: what it
-            exports, and its critic as it is now, which then needs no `critic_warmup`.
+            exports, and its critic as it is now, so that `critic_warmup` may be 0. Its checkpoint
+            is unpickled: take folders from nobody that you would not take code from.
         selection: How the exported policy turns probabilities into decisions.
     """
 
@@ -134,10 +135,24 @@ class TrainConfig(PPOConfig):
                 "families are wanted, not all, and none that evaluates: "
                 f"{', '.join(self.families)}."
             )
+        self._check_bounds()
         if not 0.0 <= self.reward_floor < np.inf or (self.reward_floor and not self.baseline):
             raise ConfigurationError(
                 f"reward_floor is {self.reward_floor} and baseline {self.baseline}; a number of at "
                 "least 0 is wanted, and above 0 a baseline."
+            )
+
+    def _check_bounds(self) -> None:
+        bounds = self.env.get("speed_bounds", EnvConfig.speed_bounds)
+        if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+            return  # `EnvConfig` says what is wrong
+        low, high = bounds
+        wanted = [EVALUATION_BOUNDS, *([self.reward_bounds] if self.reward_bounds else [])]
+        if low > min(b[0] for b in wanted) or high < max(b[1] for b in wanted):
+            raise ConfigurationError(
+                f"The environment's speed_bounds are {[low, high]}, inside reward_bounds "
+                f"({self.reward_bounds}) or {EVALUATION_BOUNDS}: what is paid or evaluated would "
+                "be cut unseen. Give wider ones: --set 'env={\"speed_bounds\": [-8.0, 2.0]}'."
             )
 
     @property
@@ -266,10 +281,16 @@ class Trainer(PPOTrainer[Policy]):
     def _begin_from_training(self, folder: Path) -> dict[str, Any]:
         """Take what another training exports, and its critic; what the manifest says about it."""
         state = read_state(folder / CHECKPOINT)
-        if state.get("critic") != self.critic_version():
+        missing = {"critic", "policy", "tasks"} - set(state)
+        if missing or state["critic"] != self.critic_version():
             raise ConfigurationError(
-                f"The critic in {folder} sees other columns than this version's. Begin from its "
-                "policy alone, NAME.json."
+                f"The critic in {folder} is of another version of lhopt, whose critics may see "
+                "other columns. Begin from its policy alone, NAME.json."
+            )
+        if [list(row) for row in state["tasks"]] != [list(row) for row in self._tasks()]:
+            raise ConfigurationError(
+                f"The critic in {folder} knows its tasks by their place among the training tasks, "
+                "and this training has others. Begin from its policy alone, NAME.json."
             )
         told = self._begin_from(load(folder / f"{state['config']['name']}.json"))
         critic = {k: v for k, v in state["policy"].items() if not k.startswith(ACTOR)}
@@ -277,7 +298,7 @@ class Trainer(PPOTrainer[Policy]):
         other = [k for k, v in critic.items() if k not in mine or mine[k].shape != v.shape]
         if other or len(critic) != sum(not k.startswith(ACTOR) for k in mine):
             raise ConfigurationError(
-                f"The critic in {folder} is of other families, controls or size than this "
+                f"The critic in {folder} is of another size, or sees other columns, than this "
                 "training's. Begin from its policy alone, NAME.json."
             )
         self.model.policy.load_state_dict(critic, strict=False)

@@ -193,8 +193,9 @@ def test_settings_out_of_range_are_refused(pool: TaskPool, config: EnvConfig) ->
         make(pool, config, n_buckets=0)
     with pytest.raises(ConfigurationError, match="two numbers from 2 to 129"):
         EnvConfig(intervals=(40, 25))
-    with pytest.raises(ConfigurationError, match="speed_bounds is"):
-        EnvConfig(speed_bounds=(2.0, -3.0))
+    for wrong in ((2.0, -3.0), (-np.inf, 2.0), 5, ("a", 1.0), (np.nan, 1.0)):
+        with pytest.raises(ConfigurationError, match="speed_bounds is"):
+            EnvConfig(speed_bounds=wrong)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match=r"torch\.optim\.AdamW"):
         EnvConfig(optimizer="torch.optim.Adam")
     with pytest.raises(ConfigurationError, match="empty"):

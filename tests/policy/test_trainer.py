@@ -253,14 +253,18 @@ def test_a_training_begins_from_another_with_its_critic(pool: TaskPool, tmp_path
     for name in critic:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
     blind = replace(config, privileged=False)
-    with pytest.raises(ConfigurationError, match="of other families, controls or size"):
+    with pytest.raises(ConfigurationError, match="is of another size"):
         Trainer(blind, tmp_path / "third", pool, pool).warm_start()
     path = tmp_path / "first" / "checkpoint.pt"
+    state = torch.load(path, weights_only=False)
+    torch.save({**state, "tasks": [*state["tasks"], ["other/1", 100]]}, path)
+    with pytest.raises(ConfigurationError, match="by their place"):
+        Trainer(config, tmp_path / "other", pool, pool).warm_start()
     torch.save({**torch.load(path, weights_only=False), "critic": -1}, path)
-    with pytest.raises(ConfigurationError, match="sees other columns"):
+    with pytest.raises(ConfigurationError, match="another version of lhopt"):
         Trainer(config, tmp_path / "fourth", pool, pool).warm_start()
     path.unlink()
-    with pytest.raises(ResumeError, match="name the folder of a training"):
+    with pytest.raises(ResumeError, match="name its folder or its policy"):
         Trainer(config, tmp_path / "fifth", pool, pool).warm_start()
 
 
@@ -292,6 +296,13 @@ def test_a_policy_that_reads_fewer_features_goes_on_as_it_was(
     ours = go(lambda episode: closed_loop(child, episode.n_runs)).actions
     assert theirs.any()
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_bounds_that_would_cut_unseen_are_refused() -> None:
+    replace(CONFIG, reward_bounds=(-8.0, 1.5), env={"speed_bounds": [-8.0, 1.5]})
+    for words in ({"reward_bounds": (-8.0, 1.5)}, {"env": {"speed_bounds": [-1.0, 1.0]}}):
+        with pytest.raises(ConfigurationError, match="would be cut unseen"):
+            replace(CONFIG, **words)
 
 
 def test_the_floor_of_rewards_reaches_the_learner(pool: TaskPool, tmp_path: Path) -> None:
