@@ -129,7 +129,7 @@ class EnvConfig:
             (`env/privileged.py`) to its observations.
         speed_bounds: Octaves of speed that an episode's reward is clipped to. A run that ends worse
             than the tuned baseline in an eighth of the time reads -3 by default, however bad; with
-            a lower bound a learner can tell bad from worse.
+            a deeper bound a learner can tell bad from worse.
     """
 
     optimizer: str = "torch.optim.AdamW"
