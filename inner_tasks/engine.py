@@ -21,6 +21,8 @@ from ..core.controls import CONTROL_NAMES
 from ..core.errors import ConfigurationError
 from ..core.moments import MOMENTS, tensor_moments
 from ..core.types import BoolArray, FloatArray, IntArray
+from ..optimizers.blocks import Scratch, matrices
+from ..optimizers.numbers import cast
 from ..optimizers.update import (
     ADAMW,
     Hyperparameters,
@@ -28,7 +30,6 @@ from ..optimizers.update import (
     StepRule,
     begin_step,
     corrections,
-    matrices,
     update_block,
 )
 from .base import Batch, InnerTask, Split
@@ -150,6 +151,7 @@ class BatchedRuns:
         self._second = torch.zeros_like(self.flat)
         self._average = self.flat.clone() if rule.average else None
         self._state = RunState.initial(self.flat, self.n_runs)
+        self._scratch = Scratch()
         self._matrices = matrices(self.shapes)
         self._train = tuple(a.to(self.device) for a in task.arrays("train"))
         n_examples = len(self._train[0])
@@ -233,11 +235,15 @@ class BatchedRuns:
             update_block(
                 self.rule, self._state, self._hyper, self.flat, g,
                 self._momentum, self._second, self._average, self._matrices, clip,
+                self._scratch,
             )  # fmt: skip
             if before is not None:
                 moments.append(self._moments(g, before))
-                on = clipped.squeeze(1).numpy(force=True).astype(np.float64)
-                clips.append(on if self.rule.clip else np.full(self.n_runs, np.nan))
+                clips.append(
+                    clipped.squeeze(1).numpy(force=True).astype(np.float64)
+                    if isinstance(clipped, Tensor)
+                    else np.full(self.n_runs, np.nan)
+                )
         n_tensors = len(self.names)
         return Measured(
             losses,
@@ -288,15 +294,7 @@ class BatchedRuns:
         self.flat = self.flat[picked]
         self._momentum, self._second = self._momentum[picked], self._second[picked]
         self._average = None if self._average is None else self._average[picked]
-        state = self._state
-        self._state = RunState(
-            state.product1[picked],
-            state.product2[picked],
-            state.max_norm[picked],
-            state.mean_square[picked],
-            state.gradient_rms[picked],
-            state.step,
-        )
+        self._state = self._state.each(lambda t: t[picked])
         self._orders = [self._orders[i] for i in index]
         self.alive = self.alive[index]
         settings = {
@@ -313,7 +311,7 @@ class BatchedRuns:
             "momentum": self._momentum.cpu(),
             "second": self._second.cpu(),
             "average": None if self._average is None else self._average.cpu(),
-            "run": self._state.to("cpu"),
+            "run": self._state.each(Tensor.cpu),
             "orders": self._orders,
             "alive": self.alive,
         }
@@ -325,7 +323,7 @@ class BatchedRuns:
         )
         average = state["average"]
         self._average = None if average is None else average.to(self.device)
-        self._state = state["run"].to(self.device)
+        self._state = state["run"].each(lambda t: t.to(self.device))
         self._orders, self.alive = state["orders"], state["alive"]
 
     def _gather(self, index: Tensor) -> Batch:
@@ -344,16 +342,17 @@ class BatchedRuns:
             for tensor in (self.flat, self._momentum, self._second, self._average):
                 if tensor is not None:
                     tensor[rows] = 0.0
-            self._state.max_norm[rows] = 0.0
+            if isinstance(self._state.max_norm, Tensor):
+                self._state.max_norm[rows] = 0.0
         if not self.alive.all():
             gradient[torch.from_numpy(~self.alive).to(self.device)] = 0.0
 
     def _moments(self, gradient: Tensor, before: Tensor) -> FloatArray:
         """Moments of every tensor: `(K, tensors, len(MOMENTS))`."""
         c1, c2 = corrections(self.rule, self._state, self._hyper)
-        momentum = self._momentum / c1.to(before.dtype)
-        update = (before - self.flat) / self._hyper.lr.to(before.dtype)
-        adam_like = (self._second / c2.to(before.dtype)).sqrt() > (
+        momentum = self._momentum / cast(c1, before.dtype)
+        update = (before - self.flat) / cast(self._hyper.lr, before.dtype)
+        adam_like = (self._second / cast(c2, before.dtype)).sqrt() > (
             self._hyper.eps * self._state.gradient_rms
         )
         columns: list[Tensor] = []

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .update import Matrix, RunState, matrices
+from .blocks import Matrix, matrices
+from .numbers import placed
+from .update import Hyperparameters, RunState
 
 #: Parameters of up to this many entries are packed: beyond it the arithmetic outweighs the calls.
 PACKED = 1 << 16
@@ -28,11 +30,14 @@ class Pack:
         average: Whether averaged weights are kept.
 
     Attributes:
-        run: Step and products of betas, shared by all; each state's products are the same tensors.
+        states: Of the parameters, in their order.
+        run: Step and products of betas, shared by all.
+        hyper: Values of the last step; `None` before the first.
     """
 
     def __init__(self, params: Sequence[Tensor], states: Sequence[State], average: bool) -> None:
-        self.params = tuple(params)
+        self.params, self.states = tuple(params), tuple(states)
+        self.hyper: Hyperparameters | None = None
         self.matrices: tuple[Matrix, ...] = matrices([tuple(p.shape) for p in params])
         self._sizes = [p.numel() for p in params]
         keys = ("exp_avg", "exp_avg_sq", "average") if average else ("exp_avg", "exp_avg_sq")
@@ -41,17 +46,16 @@ class Pack:
             like = [p if key == "average" else torch.zeros_like(p) for p in params]
             held = [s.get(key, v) for s, v in zip(states, like, strict=True)]
             self.blocks[key] = self._flat(held)
-        self.run = RunState.initial(params[0], 1)
+        self.run = RunState()
         if states[0]:
-            self.run.product1 = states[0]["product1"].clone()
-            self.run.product2 = states[0]["product2"].clone()
             self.run.step = states[0]["step"]
+            self.run.product1, self.run.product2 = (
+                placed(states[0][key], params[0].device) for key in ("product1", "product2")
+            )
         views = {key: self._split(block) for key, block in self.blocks.items()}
         self._moments = views["exp_avg"]
         for i, state in enumerate(states):
             state.update({key: view[i] for key, view in views.items()})
-            state["product1"], state["product2"] = self.run.product1, self.run.product2
-            state["step"] = self.run.step
 
     def holds(self, states: Sequence[State]) -> bool:
         """Whether the parameters' state is still the one inside."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, overload
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from ..core.errors import ConfigurationError
+from .blocks import Scratch, matrices
+from .numbers import Number, flat, placed
 from .pack import PACKED, Pack, packs
 from .update import (
     STEERABLE,
@@ -22,7 +24,6 @@ from .update import (
     StepRule,
     begin_step,
     corrections,
-    matrices,
     update_block,
 )
 
@@ -31,6 +32,15 @@ _KEYS = ("lr", "betas", "eps", "weight_decay", "clip_ratio")
 _GLOBAL = ("max_norm", "mean_square", "product2")
 #: State that stays float64 whatever the parameter's dtype is.
 _PRODUCTS = ("product1", "product2")
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """What a parameter that is in no pack knows of its last step, as a pack does."""
+
+    run: RunState
+    hyper: Hyperparameters
 
 
 class SteerableAdamW(torch.optim.Optimizer):
@@ -111,12 +121,11 @@ class SteerableAdamW(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """Start afresh with what is kept between steps and belongs in no checkpoint."""
-        # what is global is moved on once per step, the rest per pack or parameter
-        self._own = replace(self.rule, clip=False, relative_eps=False)
         self._columns: dict[tuple[Any, ...], Hyperparameters] = {}
-        self._last: dict[Tensor, tuple[RunState, Hyperparameters]] = {}
+        self._last: dict[Tensor, Pack | _Alone] = {}
         self._packs: dict[int, list[Pack]] = {}
-        self._clipped: Tensor | None = None
+        self._scratch = Scratch()
+        self._clipped: Tensor | bool | None = None
         self._swapped = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,10 +138,8 @@ class SteerableAdamW(torch.optim.Optimizer):
         self._forget()
         super().__setstate__(state)
         for group in self.param_groups:
-            like = group["params"][0] if group["params"] else torch.empty(0)
-            fresh = RunState.initial(like, 1)
             for key in _GLOBAL:  # a checkpoint of before a part existed
-                group.setdefault(key, getattr(fresh, key))
+                group.setdefault(key, getattr(RunState(), key))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; values that the group does not name are the optimizer's defaults."""
@@ -148,13 +155,8 @@ class SteerableAdamW(torch.optim.Optimizer):
                 )
         # each group holds what is known of the same global norm: in a group it is saved as it is,
         # where torch casts a parameter's state to the parameter's dtype
-        like = group["params"][0] if group["params"] else torch.empty(0)
-        fresh = RunState.initial(like, 1)
         for key in _GLOBAL:
-            past = self.param_groups[0].get(key)
-            group[key] = (
-                getattr(fresh, key) if past is None else past.detach().to(like.device, copy=True)
-            )
+            group[key] = self.param_groups[0].get(key, getattr(RunState(), key))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -194,10 +196,10 @@ class SteerableAdamW(torch.optim.Optimizer):
                 )
         if not gradients:
             return loss
-        square = self._square(gradients)
+        square, n_entries = self._square(gradients), sum(g.numel() for g in gradients)
         self._clipped = None
         for number, (group, params) in enumerate(groups):
-            clip, rms = self._global(group, square, sum(g.numel() for g in gradients))
+            clip, rms = self._global(group, square, n_entries, gradients[0].device)
             for pack in self._packed(number, [p for p in params if p.numel() <= PACKED]):
                 self._update_pack(group, pack, clip, rms)
             for p in params:
@@ -208,23 +210,24 @@ class SteerableAdamW(torch.optim.Optimizer):
     def _packed(self, number: int, params: list[Tensor]) -> list[Pack]:
         """The packs of a group's small parameters; made again when other ones have a gradient."""
         held = self._packs.get(number, [])
-        inside = [p for pack in held for p in pack.params]
-        if {id(p) for p in inside} == {id(p) for p in params} and all(
+        inside = {id(p) for pack in held for p in pack.params}
+        if inside == {id(p) for p in params} and all(
             pack.holds([self.state[p] for p in pack.params]) for pack in held
         ):
             return held
         states = [self.state[p] for p in params]
-        self._packs[number] = list(packs(params, states, bool(self.rule.average)))
-        return self._packs[number]
+        self._packs[number] = made = list(packs(params, states, bool(self.rule.average)))
+        self._last |= {p: pack for pack in made for p in pack.params}
+        return made
 
     def _update_pack(
-        self, group: dict[str, Any], pack: Pack, clip: Tensor | None, rms: Tensor | None
+        self, group: dict[str, Any], pack: Pack, clip: Number | None, rms: Number | None
     ) -> None:
         first = pack.params[0]
         hyper = self._hyper(group, first.device)
-        begin_step(self._own, pack.run, hyper, hyper.lr)
+        pack.run.move(hyper)
         if rms is not None:
-            pack.run.gradient_rms = rms.to(first.device)
+            pack.run.gradient_rms = placed(rms, first.device)
         values, blocks = pack.values(), pack.blocks
         update_block(
             self.rule,
@@ -236,56 +239,61 @@ class SteerableAdamW(torch.optim.Optimizer):
             blocks["exp_avg_sq"],
             blocks.get("average"),
             pack.matrices,
-            None if clip is None else clip.to(first.device),
+            None if clip is None else placed(clip, first.device),
+            self._scratch,
         )
         pack.write(values)
-        for p in pack.params:
-            self.state[p]["step"] = pack.run.step
-            self._last[p] = (pack.run, hyper)
+        for state in pack.states:
+            _note(state, pack.run)
+        pack.hyper = hyper
 
-    def _square(self, gradients: list[Tensor]) -> Tensor | None:
-        """Squared norm of all gradients, `(1, 1)`; `None` where nobody asks for it."""
+    def _square(self, gradients: list[Tensor]) -> Number | None:
+        """Squared norm of all gradients; `None` where nobody asks for it."""
         if not (self.rule.clip or self.rule.relative_eps):
             return None
         home = gradients[0].device
-        # a float16's square overflows at a norm of 256
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float64).to(home) for g in gradients]
-        return torch.stack(norms).square().sum().view(1, 1)
+        # a float16's square overflows at a norm of 256, and a bfloat16's sum has eight bits
+        wide = [g.float() if g.dtype in _HALF else g for g in gradients]
+        norms = torch._foreach_norm(wide)
+        if home.type == "cpu":
+            lengths = [float(norm) for norm in norms]
+            return sum(n * n for n in lengths)  # n**2 would raise where it overflows
+        return torch.stack([n.to(home, torch.float64) for n in norms]).square_().sum().view(1, 1)
 
     def _global(
-        self, group: dict[str, Any], square: Tensor | None, n_entries: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, group: dict[str, Any], square: Number | None, n_entries: int, home: torch.device
+    ) -> tuple[Number | None, Number | None]:
         """Factor of a group's gradients and their root mean square; moves what is global on."""
         if square is None:
             return None, None
-        run = RunState.initial(square, 1)
-        for key in _GLOBAL:
-            group[key] = group[key].to(square.device)
-            setattr(run, key, group[key])
-        hyper = self._hyper(group, square.device)
+        # what is global is moved on once per step, the rest per pack or parameter
+        max_norm, mean_square, product2 = (placed(group[key], home) for key in _GLOBAL)
+        run = RunState(product2=product2, max_norm=max_norm, mean_square=mean_square)
+        hyper = self._hyper(group, home)
         factor, clipped = begin_step(self.rule, run, hyper, square, n_entries)
+        group.update({key: getattr(run, key) for key in _GLOBAL})
         if self.rule.clip:
             self._clipped = clipped if self._clipped is None else self._clipped | clipped
         return factor, run.gradient_rms if self.rule.relative_eps else None
 
     def _update(
-        self, group: dict[str, Any], p: Tensor, clip: Tensor | None, rms: Tensor | None
+        self, group: dict[str, Any], p: Tensor, clip: Number | None, rms: Number | None
     ) -> None:
         state, hyper = self.state[p], self._hyper(group, p.device)
-        if not state:
-            run = RunState.initial(p, 1)
-            state["step"], state["product1"], state["product2"] = 0, run.product1, run.product2
+        # counted per parameter: one that joins late, or is skipped, has its own bias correction
+        run = RunState()
+        if state:
+            run.step = state["step"]
+            run.product1, run.product2 = (placed(state[key], p.device) for key in _PRODUCTS)
+        else:
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
             if self.rule.average:
                 state["average"] = p.detach().clone(memory_format=torch.contiguous_format)
-        # counted per parameter: one that joins late, or is skipped, has its own bias correction
-        run = RunState.initial(p, 1)
-        run.product1, run.product2, run.step = state["product1"], state["product2"], state["step"]
-        begin_step(self._own, run, hyper, hyper.lr)
+        run.move(hyper)
         if rms is not None:
-            run.gradient_rms = rms.to(p.device)
-        state["step"] = run.step
+            run.gradient_rms = placed(rms, p.device)
+        _note(state, run)
         assert p.grad is not None
         param = p.detach().reshape(1, -1)  # a view, or a copy if the memory is not in order
         average = state.get("average")
@@ -299,14 +307,15 @@ class SteerableAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"].view(1, -1),
             None if average is None else average.view(1, -1),
             matrices((tuple(p.shape),)),
-            None if clip is None else clip.to(p.device),
+            None if clip is None else placed(clip, p.device),
+            self._scratch,
         )
         if param.data_ptr() != p.data_ptr():
             p.copy_(param.view(p.shape))
-        self._last[p] = (run, hyper)
+        self._last[p] = _Alone(run, hyper)
 
     def _hyper(self, group: dict[str, Any], device: torch.device) -> Hyperparameters:
-        """A group's values as `(1, 1)` columns; made again only when one of them changed."""
+        """A group's values; columns on a device are made again only when one of them changed."""
         beta1, beta2 = group["betas"]
         values = (
             group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["clip_ratio"],
@@ -315,13 +324,9 @@ class SteerableAdamW(torch.optim.Optimizer):
         key = (device, *values)
         if fixed and key in self._columns:
             return self._columns[key]
-
-        def column(value: float | Tensor) -> Tensor:
-            return torch.as_tensor(value, dtype=torch.float64, device=device).reshape(1, 1)
-
-        lr, one, two, eps, decay, clip = (column(value) for value in values)
+        lr, one, two, eps, decay, clip = (placed(value, device) for value in values)
         # a tensor that is written in place must not move the columns of the last step
-        lr = lr.clone() if isinstance(group["lr"], Tensor) else lr
+        lr = lr.clone() if isinstance(lr, Tensor) else lr
         hyper = Hyperparameters(lr, 1.0 - one, 1.0 - two, eps, decay, clip)
         if fixed:
             if len(self._columns) > 4 * len(self.param_groups):
@@ -361,21 +366,22 @@ class SteerableAdamW(torch.optim.Optimizer):
 
     def momentum(self, param: Tensor) -> Tensor | None:
         """Bias-corrected first moment, as of the last step; `None` if `param` never moved."""
-        if param not in self._last:
+        last = self._last.get(param)
+        if last is None or last.hyper is None:
             return None
         held: Tensor = self.state[param]["exp_avg"]
-        c1, _ = corrections(self.rule, *self._last[param])
-        return held / c1.to(held.dtype).view(())
+        c1, _ = corrections(self.rule, last.run, last.hyper)
+        return held / flat(c1, held.dtype)
 
     def adam_like(self, param: Tensor) -> Tensor | None:
         """Where sqrt(v) > eps, as of the last step; `None` if `param` never moved."""
-        if param not in self._last:
+        last = self._last.get(param)
+        if last is None or last.hyper is None:
             return None
         held: Tensor = self.state[param]["exp_avg_sq"]
-        run, hyper = self._last[param]
-        _, c2 = corrections(self.rule, run, hyper)
-        eps = hyper.eps * run.gradient_rms
-        return (held / c2.to(held.dtype).view(())).sqrt() > eps.view(())
+        _, c2 = corrections(self.rule, last.run, last.hyper)
+        eps = last.hyper.eps * last.run.gradient_rms
+        return (held / flat(c2, held.dtype)).sqrt() > flat(eps, held.dtype)
 
     @property
     def last_clipped(self) -> float | None:
@@ -408,11 +414,16 @@ class SteerableAdamW(torch.optim.Optimizer):
             if saved is None:
                 continue
             for key in _PRODUCTS:  # torch made them the parameter's dtype
-                self.state[p][key] = saved[key].to(p.device, copy=True)
+                self.state[p][key] = placed(saved[key], p.device)
             for key in ("exp_avg", "exp_avg_sq", "average"):
                 if key in saved:  # `to` keeps strides, the steps want memory in order
                     self.state[p][key] = self.state[p][key].contiguous()
         self._forget()
+
+
+def _note(state: dict[str, Any], run: RunState) -> None:
+    """What a parameter's state keeps of a step."""
+    state["step"], state["product1"], state["product2"] = run.step, run.product1, run.product2
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -7,20 +7,22 @@ once per parameter with K = 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigurationError, UnknownNameError
+from .blocks import Matrix, Scratch, alike, outside
+from .numbers import Number, at_least, larger, root, where
+from .orthogonal import orthogonalise
 
-#: Quintic Newton-Schulz coefficients, as torch.optim.Muon (Jordan, 2024).
-NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-#: Matrices at least this many times as wide as high are orthogonalised through their Gram matrix.
-GRAM_ASPECT = 2.5
 BIAS_CORRECTIONS = ("running", "step")
+#: What a norm, or a bias correction, is divided by at least.
+_NORM = 1e-30
 #: Of what the fields of a rule mean. 2: cautious updates keep entries without a gradient.
 RULE_VERSION = 2
 
@@ -81,6 +83,13 @@ class StepRule:
         if self.vector_scale <= 0.0:
             raise ConfigurationError(f"vector_scale is {self.vector_scale}; it must be above 0.")
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether it is AdamW's update, whatever else the rule does to gradient and average."""
+        return not (
+            self.orthogonal or self.trust_power or self.cautious or self.vector_scale != 1.0
+        )
+
     def meaning(self) -> dict[str, int]:
         """What a measurement of this rule is filed under, beside its fields."""
         # plain AdamW means what it always did, and what was measured of it stays good
@@ -104,125 +113,115 @@ STEERABLE = StepRule(
 
 @dataclass
 class Hyperparameters:
-    """Steered values of K runs, each a `(K, 1)` float64 tensor on the parameters' device.
+    """Steered values: of K runs `(K, 1)` float64 tensors, of one on a CPU floats.
 
     Betas are held as their distance from 1, and all in float64: 1 - 0.999 in float32 is off by
     5e-5, which shows in the first steps' bias corrections.
     """
 
-    lr: Tensor
-    one_minus_beta1: Tensor
-    one_minus_beta2: Tensor
-    eps: Tensor
-    weight_decay: Tensor
-    clip_ratio: Tensor
+    lr: Number
+    one_minus_beta1: Number
+    one_minus_beta2: Number
+    eps: Number
+    weight_decay: Number
+    clip_ratio: Number
 
 
 @dataclass
 class RunState:
-    """Optimizer state shared by all blocks of a run; `(K, 1)` float64 tensors, updated in place.
+    """Optimizer state shared by all blocks of a run; `(K, 1)` float64 tensors, or floats.
 
     Attributes:
-        step: Steps taken, one number for all K.
         product1: Product of beta1 over the steps so far.
         product2: Product of beta2 over the steps so far.
         max_norm: Decaying maximum of past gradient norms; 0 before the first step.
         mean_square: Decayed mean of the whole gradient's square per entry, not bias-corrected;
             moves only where eps is relative to it.
         gradient_rms: Root of the same, bias-corrected; 1 where eps is absolute.
+        step: Steps taken, one number for all K.
     """
 
-    product1: Tensor
-    product2: Tensor
-    max_norm: Tensor
-    mean_square: Tensor
-    gradient_rms: Tensor
+    product1: Number = 1.0
+    product2: Number = 1.0
+    max_norm: Number = 0.0
+    mean_square: Number = 0.0
+    gradient_rms: Number = 1.0
     step: int = 0
 
     @classmethod
     def initial(cls, like: Tensor, n_runs: int) -> RunState:
-        """Before the first step, on the device of `like`."""
+        """Of K runs before the first step, on the device of `like`."""
         one = torch.ones(n_runs, 1, dtype=torch.float64, device=like.device)
         zero = torch.zeros_like(one)
-        return cls(one, one.clone(), zero, zero.clone(), one.clone())
+        return cls(one, one, zero, zero, one)
 
-    def to(self, device: torch.device | str) -> RunState:
-        """The same on another device; on its own, the very same tensors."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
-        return RunState(**{n: t.to(device) for n, t in tensors.items()}, step=self.step)
+    def move(self, hyper: Hyperparameters) -> None:
+        """Count a step: what no gradient is needed for."""
+        self.step += 1
+        self.product1 = self.product1 * (1.0 - hyper.one_minus_beta1)
+        self.product2 = self.product2 * (1.0 - hyper.one_minus_beta2)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> RunState:
+        """The same with every tensor changed; floats stay."""
 
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix inside a block: columns `start` to `stop`, seen as `(rows, columns)`."""
+        def changed(x: Number) -> Number:
+            return change(x) if isinstance(x, Tensor) else x
 
-    start: int
-    stop: int
-    rows: int
-    columns: int
-
-
-def matrices(shapes: Sequence[tuple[int, ...]]) -> tuple[Matrix, ...]:
-    """The matrices among tensors laid one after another; a convolution is out x (in h w).
-
-    A tensor whose first dimension or rest is 1 is a vector in disguise, and left to Adam.
-    """
-    found, start = [], 0
-    for shape in shapes:
-        size = 1
-        for n in shape:
-            size *= n
-        if len(shape) >= 2 and shape[0] > 1 and size // shape[0] > 1:
-            found.append(Matrix(start, start + size, shape[0], size // shape[0]))
-        start += size
-    return tuple(found)
+        return RunState(
+            changed(self.product1),
+            changed(self.product2),
+            changed(self.max_norm),
+            changed(self.mean_square),
+            changed(self.gradient_rms),
+            self.step,
+        )
 
 
 def begin_step(
     rule: StepRule,
     state: RunState,
     hyper: Hyperparameters,
-    gradient_square: Tensor,
+    gradient_square: Number,
     n_entries: int = 1,
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Number | None, Tensor | bool]:
     """Advance the shared state by one step; once per step, before the blocks.
 
     Args:
         rule: Fixed settings.
-        state: Updated in place.
+        state: Moves on.
         hyper: This step's values.
-        gradient_square: `(K, 1)` squared norm of the whole gradient.
+        gradient_square: `(K, 1)` squared norm of the whole gradient, or a float.
         n_entries: Entries of the whole gradient; counts only where eps is relative.
 
     Returns:
-        The factor that clips the gradient, `(K, 1)`, or `None` where nothing clips; and whether it
-        clipped, `(K, 1)` boolean.
+        The factor that clips the gradient, or `None` where nothing clips; and whether it clipped.
+        `(K, 1)` each, or a float and a bool.
     """
-    state.step += 1
-    state.product1.mul_(1.0 - hyper.one_minus_beta1)
-    state.product2.mul_(1.0 - hyper.one_minus_beta2)
-    factor, clipped = None, torch.zeros_like(gradient_square, dtype=torch.bool)
-    if not (rule.clip or rule.relative_eps):
-        return factor, clipped
-    square = gradient_square.double()
+    state.move(hyper)
+    square = gradient_square.double() if isinstance(gradient_square, Tensor) else gradient_square
+    factor: Number | None = None
+    clipped: Tensor | bool = False
     if rule.clip:
-        norm = square.sqrt()
+        norm = root(square)
         # before the first step there is no past norm to clip at
-        limit = torch.where(state.max_norm > 0, hyper.clip_ratio * state.max_norm, norm)
+        limit = where(state.max_norm > 0, hyper.clip_ratio * state.max_norm, norm)
         clipped = norm > limit
-        state.max_norm.mul_(rule.clip_decay).copy_(torch.maximum(state.max_norm, norm))
-        factor = torch.where(clipped, limit / norm.clamp_min(1e-30), torch.ones_like(norm))
-        square = square * factor.square()
+        state.max_norm = larger(rule.clip_decay * state.max_norm, norm)
+        factor = where(clipped, limit / at_least(norm, _NORM), 1.0)
     if rule.relative_eps:
-        state.mean_square.lerp_(square / n_entries, hyper.one_minus_beta2)
+        if factor is not None:
+            square = square * factor**2
+        state.mean_square = state.mean_square + hyper.one_minus_beta2 * (
+            square / n_entries - state.mean_square
+        )
         # the running product whatever the bias correction: the mean has been decayed by it
-        mean = state.mean_square / (1.0 - state.product2).clamp_min(1e-30)
-        state.gradient_rms = mean.sqrt().clamp_min(1e-30)
+        mean = state.mean_square / at_least(1.0 - state.product2, _NORM)
+        state.gradient_rms = at_least(root(mean), _NORM)
     return factor, clipped
 
 
-def corrections(rule: StepRule, state: RunState, hyper: Hyperparameters) -> tuple[Tensor, Tensor]:
-    """Bias corrections of the first and second moment, `(K, 1)` each."""
+def corrections(rule: StepRule, state: RunState, hyper: Hyperparameters) -> tuple[Number, Number]:
+    """Bias corrections of the first and second moment."""
     if rule.bias_correction == "running":
         return 1.0 - state.product1, 1.0 - state.product2
     return (
@@ -241,7 +240,8 @@ def update_block(
     second: Tensor,
     average: Tensor | None,
     block_matrices: Sequence[Matrix],
-    clip: Tensor | None,
+    clip: Number | None,
+    scratch: Scratch | None = None,
 ) -> None:
     """One step of one block, in place on `param`, `momentum`, `second` and `average`.
 
@@ -267,113 +267,185 @@ def update_block(
         average: `(K, d)` averaged weights, or `None` where `rule.average` is 0.
         block_matrices: Matrices inside the block.
         clip: From `begin_step`.
+        scratch: Where the caller keeps memory between steps; by default all of it is new.
     """
-    dtype = param.dtype
-    g = gradient if clip is None else gradient * clip.to(dtype)
-    momentum.lerp_(g, hyper.one_minus_beta1.to(dtype))
-    second.lerp_(g.square(), hyper.one_minus_beta2.to(dtype))
-    c1, c2 = corrections(rule, state, hyper)
-    lr, eps = hyper.lr.to(dtype), (hyper.eps * state.gradient_rms).to(dtype)
-    # torch.optim.AdamW's order of operations, so that float32 agrees to the last digits
-    denominator = (second.sqrt() / c2.sqrt().to(dtype)).add_(eps)
-    if rule.orthogonal or rule.trust_power or rule.cautious or rule.vector_scale != 1.0:
-        # all columns at once, those that are not wanted too: on small matrices the calls cost most
-        update = (momentum / c1.to(dtype)).div_(denominator)
-        if rule.orthogonal and block_matrices:
-            ahead = momentum
-            if rule.nesterov:
-                ahead = g.lerp(momentum, (1.0 - hyper.one_minus_beta1).to(dtype))
-            if rule.precondition:
-                # in half precision an eps of 1e-8 is 0, and an entry without gradient 0 / 0
-                ahead = ahead / denominator.clamp_min(torch.finfo(dtype).tiny)
-            for matrix in block_matrices:
-                _orthogonalise_part(rule, matrix, ahead, update)
-        if rule.trust_power:
-            for matrix in block_matrices:
-                _trust_part(rule, matrix, param, update)
-        if rule.cautious:
-            # by their signs: a product of small numbers is 0 in half precision
-            update.mul_(update.sign() * g.sign() >= 0)
-        if rule.vector_scale != 1.0:
-            for part in _outside([slice(m.start, m.stop) for m in block_matrices], param.shape[1]):
-                update[:, part].mul_(rule.vector_scale)
-        update.mul_(lr)
+    f = _factors(rule, state, hyper, clip, param.dtype)
+    work = (scratch or Scratch()).take(4, param)
+    g = gradient if f.clip is None else torch.mul(gradient, f.clip, out=work[0])
+    momentum.lerp_(g, f.new1)
+    second.lerp_(torch.mul(g, g, out=work[1]), f.new2)
+    if rule.elementwise:
+        # torch.optim.AdamW's order of operations, so that float32 agrees to the last digits
+        denominator = torch.sqrt(second, out=work[1]).div_(f.root).add_(f.eps)
+        update = torch.div(momentum, denominator, out=work[2]).mul_(f.adam)
+        param.mul_(f.left).sub_(update)
     else:
-        update = momentum.div(denominator).mul_((hyper.lr / c1).to(dtype))
-    param.mul_((1.0 - hyper.lr * hyper.weight_decay).to(dtype)).sub_(update)
+        update = _steered_update(rule, f, param, g, momentum, second, tuple(block_matrices), work)
+        param.mul_(f.left)
+        if rule.cautious:
+            param.addcmul_(update, _agreeing(update, g, work[1]), value=-1.0)
+        else:
+            param.sub_(update)
     if average is not None:
         average.lerp_(param, 1.0 / (1.0 + rule.average * (state.step - 1)))
 
 
-def _outside(inside: Sequence[slice], stop: int) -> list[slice]:
-    """The columns between those slices, which are in order."""
-    starts = [0, *(part.stop for part in inside)]
-    stops = [*(part.start for part in inside), stop]
-    return [slice(a, b) for a, b in zip(starts, stops, strict=True) if a < b]
+class _Factors(NamedTuple):
+    """What entries are multiplied by in a step: floats, or `(K, 1)` in the parameters' dtype.
+
+    A pass over a block costs more than arithmetic on these, so bias corrections, rates and decays
+    are multiplied here, in float64, and meet the entries once.
+
+    Attributes:
+        new1: Share of the new gradient in the first moment.
+        old1: The rest.
+        new2: Share of the new square in the second moment.
+        left: Of the weights after weight decay.
+        root: sqrt(c2).
+        eps: What sqrt(v / c2) gets added; where the rule is not elementwise, what sqrt(v) does.
+        adam: What turns momentum over denominator into Adam's update.
+        lr: Learning rate.
+        clip: Of the gradient.
+    """
+
+    new1: Number
+    old1: Number
+    new2: Number
+    left: Number
+    root: Number
+    eps: Number
+    adam: Number
+    lr: Number
+    clip: Number | None = None
 
 
-def _orthogonalise_part(rule: StepRule, matrix: Matrix, ahead: Tensor, update: Tensor) -> None:
-    """Put one matrix of `ahead`, orthogonalised, into `update`."""
-    columns = slice(matrix.start, matrix.stop)
-    square = ahead[:, columns].reshape(-1, matrix.rows, matrix.columns)
-    part = update[:, columns]
-    scale = max(1.0, matrix.rows / matrix.columns) ** 0.5
-    part.copy_(orthogonalise(square, rule.ns_steps).reshape(part.shape)).mul_(scale)
+def _factors(
+    rule: StepRule,
+    state: RunState,
+    hyper: Hyperparameters,
+    clip: Number | None,
+    dtype: torch.dtype,
+) -> _Factors:
+    c1, c2 = corrections(rule, state, hyper)
+    root2 = root(c2)
+    eps, adam = hyper.eps * state.gradient_rms, hyper.lr / c1
+    if not rule.elementwise:
+        # sqrt(v / c2) + eps without its division by sqrt(c2), which is no pass over a block then
+        eps, adam = eps * root2, adam * root2
+        # the smallest number that counts: an entry without gradient is no 0 / 0
+        eps = at_least(eps, torch.finfo(dtype).smallest_normal)
+    values = [
+        hyper.one_minus_beta1, 1.0 - hyper.one_minus_beta1, hyper.one_minus_beta2,
+        1.0 - hyper.lr * hyper.weight_decay, root2, eps, adam, hyper.lr,
+    ]  # fmt: skip
+    if clip is not None:
+        values.append(clip)
+    columns = [value for value in values if isinstance(value, Tensor)]
+    if len(columns) == len(values):
+        return _Factors(*torch.stack(columns).to(dtype).unbind())
+    return _Factors(*values)
 
 
-def _trust_part(rule: StepRule, matrix: Matrix, param: Tensor, update: Tensor) -> None:
-    """Scale one matrix of `update` by the power of its trust ratio, in place."""
-    columns = slice(matrix.start, matrix.stop)
-    u, root = update[:, columns], (matrix.stop - matrix.start) ** 0.5
-    norm_p = torch.linalg.vector_norm(param[:, columns], dim=1, keepdim=True)
-    norm_u = torch.linalg.vector_norm(u, dim=1, keepdim=True)
+def _steered_update(
+    rule: StepRule,
+    f: _Factors,
+    param: Tensor,
+    g: Tensor,
+    momentum: Tensor,
+    second: Tensor,
+    inside: tuple[Matrix, ...],
+    work: Sequence[Tensor],
+) -> Tensor:
+    """What is taken from the weights, rate included; written into `work`, whose first is g."""
+    denominator = torch.sqrt(second, out=work[1]).add_(f.eps)
+    update, vectors = work[3], outside(inside, param.shape[1])
+    if vectors or not rule.orthogonal:
+        # all columns at once, those that are not wanted too: on small blocks the calls cost most
+        torch.div(momentum, denominator, out=update).mul_(f.adam)
+    if inside and rule.orthogonal:
+        ahead = momentum
+        if rule.nesterov:
+            ahead = torch.lerp(g, momentum, f.old1, out=work[2])
+        if rule.precondition:
+            ahead = torch.div(ahead, denominator, out=work[2])
+        _orthogonalised(rule, f, inside, ahead, param, update)
+    elif inside and rule.trust_power:
+        parts = [update[:, m.start : m.stop] for m in inside]
+        norms = torch.stack([torch.linalg.vector_norm(u, dim=1) for u in parts])
+        # the rate is in it already
+        rate = at_least(_row(f.lr), torch.finfo(param.dtype).tiny)
+        ratios = _trust(rule, inside, param, norms / rate)
+        for u, ratio in zip(parts, ratios.unsqueeze(2).unbind(), strict=True):
+            u.mul_(ratio)
+    if rule.vector_scale != 1.0:
+        for part in vectors:
+            update[:, part].mul_(rule.vector_scale)
+    return update
+
+
+def _orthogonalised(
+    rule: StepRule,
+    f: _Factors,
+    inside: tuple[Matrix, ...],
+    ahead: Tensor,
+    param: Tensor,
+    update: Tensor,
+) -> None:
+    """Put the matrices of `ahead`, orthogonalised, times rate and trust ratio, into `update`."""
+    order: list[Matrix] = []
+    directions: list[Tensor] = []
+    norms: list[Tensor] = []
+    for group in alike(inside):
+        x = [m.wide_way_round(ahead) for m in group]
+        direction = orthogonalise(x[0] if len(x) == 1 else torch.cat(x), rule.ns_steps)
+        order += group
+        each = (len(group), len(param), *direction.shape[1:])
+        directions += direction.view(each).unbind()
+        if rule.trust_power:
+            norms.append(torch.linalg.vector_norm(direction, dim=(1, 2)).view(each[:2]))
+    in_order = tuple(order)
+    spread = _spread(in_order, param.dtype, param.device)
+    factors = spread * _row(f.lr)
+    if rule.trust_power:
+        factors = factors * _trust(rule, in_order, param, torch.cat(norms) * spread)
+    columns = factors.expand(-1, len(param))[:, :, None, None].unbind()
+    for m, direction, factor in zip(in_order, directions, columns, strict=True):
+        torch.mul(direction, factor, out=m.wide_way_round(update))
+
+
+def _row(x: Number) -> Number:
+    """A `(K, 1)` tensor as `(1, K)`; a float as it is."""
+    return x.mT if isinstance(x, Tensor) else x
+
+
+@lru_cache(maxsize=512)
+def _spread(inside: tuple[Matrix, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Muon's scale of each matrix's update, `(matrices, 1)`."""
+    scales = [max(1.0, m.rows / m.columns) ** 0.5 for m in inside]
+    return torch.tensor(scales, dtype=dtype, device=device).unsqueeze(1)
+
+
+@lru_cache(maxsize=512)
+def _roots(inside: tuple[Matrix, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The norm of each matrix if all entries were 1, `(matrices, 1)`."""
+    roots = [(m.stop - m.start) ** 0.5 for m in inside]
+    return torch.tensor(roots, dtype=dtype, device=device).unsqueeze(1)
+
+
+def _trust(rule: StepRule, inside: tuple[Matrix, ...], param: Tensor, norms_u: Tensor) -> Tensor:
+    """Power of the ratio of the norms of weights and update, `(matrices, K)`."""
+    norms_p = torch.stack(
+        [torch.linalg.vector_norm(param[:, m.start : m.stop], dim=1) for m in inside]
+    )
+    roots = _roots(inside, param.dtype, param.device)
     # a matrix that starts at zero must be able to leave it: root mean squares of 1e-3 and 1e-8
-    ratio = norm_p.clamp_min(1e-3 * root) / norm_u.clamp_min(1e-8 * root)
-    u.mul_(ratio**rule.trust_power)
+    ratios = torch.maximum(norms_p, 1e-3 * roots) / torch.maximum(norms_u, 1e-8 * roots)
+    return ratios.pow_(rule.trust_power)
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix, roughly: singular values move to about 0.7 to 1.2.
-
-    With no steps, the rows (of the wider way round) get the same norm each, and a norm in all like
-    that of a semi-orthogonal matrix: the direction of steepest descent where rows count one by one.
-
-    Args:
-        matrix: `(K, rows, columns)`, any scale.
-        steps: Newton-Schulz iterations.
-
-    Source: Jordan et al., 2024, "Muon"; the same quintic as torch.optim.Muon, in `matrix`'s dtype.
-    """
-    a, b, c = NS_COEFFICIENTS
-    wide = matrix.shape[1] <= matrix.shape[2]
-    x = matrix if wide else matrix.transpose(1, 2)
-    least = 1e-7 if x.dtype is torch.float32 else 1e-12
-    if not steps:
-        x = x / x.square().sum(2, keepdim=True).sqrt().clamp_min(least)
-        return x if wide else x.transpose(1, 2)
-    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(least)
-    rows, columns = x.shape[1:]
-    if columns >= GRAM_ASPECT * rows:
-        return _orthogonalise_wide(x, steps) if wide else _orthogonalise_wide(x, steps).mT
-    for _ in range(steps):
-        gram = torch.bmm(x, x.transpose(1, 2))
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide else x.transpose(1, 2)
-
-
-def _orthogonalise_wide(x: Tensor, steps: int) -> Tensor:
-    """The same iterations on the Gram matrix alone, which commutes with all of them.
-
-    The matrix itself is met twice instead of twice per iteration: less work where it is wide.
-    """
-    a, b, c = NS_COEFFICIENTS
-    gram = torch.bmm(x, x.mT)
-    product: Tensor | None = None
-    for step in range(steps):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else torch.bmm(factor, product)
-        if step + 1 < steps:
-            gram = torch.bmm(factor, torch.bmm(factor, gram))
-    assert product is not None
-    return torch.bmm(product, x)
+def _agreeing(update: Tensor, g: Tensor, out: Tensor) -> Tensor:
+    """1 where the update does not climb along the gradient, else 0; written into `out`."""
+    if update.dtype is torch.float16:
+        # a product of small numbers is 0 there
+        return torch.mul(update.sign(), g.sign(), out=out).ge_(0.0)
+    return torch.mul(update, g, out=out).ge_(0.0)
