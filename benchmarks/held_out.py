@@ -24,15 +24,9 @@ from typing import Any, Final
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..inner_tasks.registry import Configured, get_family, parse
 from ..policy import bundled
-from ..policy.train import (
-    COMPARE_FAMILIES,
-    TRAIN_FAMILIES,
-    VALID_FAMILIES,
-    TrainConfig,
-    comparison_specs,
-    imitation_specs,
-    pool_specs,
-)
+from ..policy.families import COMPARE_FAMILIES, TRAIN_FAMILIES, VALID_FAMILIES
+from ..policy.pools import comparison_specs, imitation_specs, pool_specs
+from ..policy.train_config import TrainConfig
 from .tasks import ALL, HELD_OUT_ARCHITECTURES, HELD_OUT_DATASETS
 
 FILE: Final = Path(__file__).parent / "training_tasks.json"

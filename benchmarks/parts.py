@@ -20,7 +20,7 @@ from ..core.types import FloatArray
 from ..env.frontier import POOL_FRONTIER
 from ..env.pool import Entry, build_pool, seconds_per_run_step
 from ..optimizers.update import ADAMW, StepRule
-from ..policy.train import TRAIN_FAMILIES, available
+from ..policy.families import TRAIN_FAMILIES, available
 from .search import (
     STEERABLE_NAME,
     SearchConfig,

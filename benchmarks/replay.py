@@ -14,7 +14,7 @@ from ..inner_tasks.base import InnerTask
 from ..inner_tasks.registry import families, get_family
 from ..policy.artifact import Policy
 from ..policy.evaluate import closed_loop
-from ..policy.train import TRAIN_FAMILIES
+from ..policy.families import TRAIN_FAMILIES
 from .real import DECISIONS
 
 #: Recorded runs of each task: their length and seeds.

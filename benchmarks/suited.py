@@ -17,7 +17,7 @@ import torch
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.registry import families
 from ..optimizers.catalogue import ENTRIES, Entry
-from ..policy.train import TRAIN_FAMILIES
+from ..policy.families import TRAIN_FAMILIES
 from .optimizer_table import Row, policy_for, suited, train
 
 STEPS = 250

@@ -105,7 +105,7 @@ def _compare(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..policy.compare import CompareConfig, compare, compare_left_out
-    from ..policy.train import COMPARE_FAMILIES, TRAIN_FAMILIES
+    from ..policy.families import COMPARE_FAMILIES, TRAIN_FAMILIES
 
     if args.left_out and args.families:
         raise ConfigurationError(

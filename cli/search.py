@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         from ..benchmarks.search import Search, SearchConfig, plain, search_specs, sharpest
         from ..env.frontier import POOL_FRONTIER
         from ..env.pool import build_pool
-        from ..policy.train import TRAIN_FAMILIES, available
+        from ..policy.families import TRAIN_FAMILIES, available
     except ImportError as error:
         raise MissingExtraError(error.name or "a package of the extra", "train") from error
     torch.set_num_threads(1)

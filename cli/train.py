@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..policy.artifact import Artifact
     from ..policy.env_train import EnvTrainConfig
     from ..policy.ppo import PPOConfig, PPOTrainer
-    from ..policy.train import TrainConfig
+    from ..policy.train_config import TrainConfig
 
 A = TypeVar("A", bound="Artifact")
 
@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help="any other field of lhopt.policy.train.TrainConfig (with --env: of "
+        help="any other field of lhopt.policy.train_config.TrainConfig (with --env: of "
         "lhopt.policy.env_train.EnvTrainConfig), e.g. --set lstm=32; repeatable",
     )
     parser.add_argument(
@@ -108,7 +108,8 @@ def _run(args: argparse.Namespace) -> int:
         from tqdm import tqdm
 
         from ..inner_tasks.engine import checked_device
-        from ..policy.train import Trainer, make_pools
+        from ..policy.pools import make_pools
+        from ..policy.train import Trainer
     except ImportError as error:
         raise MissingExtraError(error.name or "a package of the extra", "train") from error
     if args.keep_measured:
@@ -174,7 +175,8 @@ def _keep_measured(args: argparse.Namespace) -> int:
     """Ship what trainings and comparisons with the defaults read; 1 if something is missing."""
     from ..env.frontier import cache_folder
     from ..env.measured import ARCHIVE, pack
-    from ..policy.train import TrainConfig, compared_names, measured_names
+    from ..policy.pools import compared_names, measured_names
+    from ..policy.train_config import TrainConfig
 
     words = ("folder", "env", "optimizer", "updates", "seed", "name", "set", "config",
              "start", "fold", "resume")  # fmt: skip
@@ -296,7 +298,7 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
     """
     from ..policy.folds import fold
     from ..policy.imitation import ImitationConfig
-    from ..policy.train import TrainConfig
+    from ..policy.train_config import TrainConfig
 
     given = _given(args, TrainConfig(), ("optimizer", "updates", "seed", "name", "start"))
     config = replace(TrainConfig(), **given)

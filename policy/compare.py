@@ -24,16 +24,10 @@ from ..env.workers import Workers
 from ..inner_tasks.registry import family_of, get_task
 from .artifact import Policy
 from .evaluate import Controller, closed_loop, hold, mean_speed
-from .train import (
-    COMPARE_FAMILIES,
-    VALID_FAMILIES,
-    TrainConfig,
-    available,
-    families_met,
-    imitation_specs,
-    lineage,
-    pool_specs,
-)
+from .families import COMPARE_FAMILIES, VALID_FAMILIES, available
+from .lineage import families_met, lineage
+from .pools import imitation_specs, pool_specs
+from .train_config import TrainConfig
 
 #: Its row in a comparison: the default rate under the default schedule, held.
 HELD = "hold"

@@ -1,199 +1,36 @@
-"""Training a policy on steered runs: which tasks, what is exported, how it is evaluated."""
+"""Training a policy on steered runs: where it begins, what is exported, how it is evaluated."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.errors import ConfigurationError, ResumeError, UnknownNameError
+from ..core.errors import ConfigurationError, ResumeError
 from ..core.features import FEATURES
 from ..env.config import EnvConfig
-from ..env.frontier import POOL_FRONTIER, Frontier, cache_key
-from ..env.pool import (
-    Entry,
-    TaskPool,
-    TaskSpec,
-    build_pool,
-    draw_specs,
-    seconds_per_run_step,
-)
+from ..env.frontier import Frontier
+from ..env.pool import Entry, TaskPool, TaskSpec
 from ..env.privileged import VERSION as PRIVILEGED_VERSION
 from ..env.sb3 import Sb3VecEnv
 from ..env.sharded import ShardedVectorEnv
 from ..env.vector import HyperparameterVectorEnv
 from ..env.workers import Workers
-from ..inner_tasks.registry import FAMILIES, family_of, get_task
-from ..inner_tasks.registry import families as all_families
-from .artifact import Policy, Selection, load
+from ..inner_tasks.registry import get_task
+from .artifact import Policy, load
 from .evaluate import closed_loop, mean_speed
-from .experts import expert_name
 from .export import export, restore
 from .imitation import ACTOR, ImitationConfig, imitate
 from .learner import HyperparameterPolicy
-from .ppo import CHECKPOINT, PPOConfig, PPOTrainer, read_state
-
-logger = logging.getLogger("lhopt")
-
-#: Octaves of speed that a run counts in an evaluation: a disaster, or a task that is won anyway, is
-#: one run among many.
-EVALUATION_BOUNDS: tuple[float, float] = (-2.0, 1.5)
-#: Families that policies train on. None shares its data, or an architecture held out, with a task
-#: of the benchmarks. The noisy quadratic is none of them: its optimum is 0, where a baseline whose
-#: weight decay is tuned is led by the decay alone.
-TRAIN_FAMILIES: tuple[str, ...] = (
-    "tabular-mlp", "teacher-regression", "parity-rnn", "addition-rnn",
-    "friedman-mlp", "coordinate-mlp", "clusters-resmlp", "topics-bag", "glyphs-mlp", "glyphs-cnn",
-    "glyphs-mixer", "texture-cnn", "signal-conv", "chaos-mlp", "docs-mlp",
-    "entities-mlp", "zipf-bilinear", "forest-mlp", "vocabulary-mlp", "graph-distance",
-    "clusters-few", "glyphs-few", "glyphs-inpaint", "signal-denoise",
-    "texture-mixer", "glyphs-rnn", "signal-rnn", "chaos-conv", "coordinate-sine", "friedman-rbf",
-    "forest-cross", "forest-gated", "topics-linear", "docs-bilinear",
-)  # fmt: skip
-#: Families of the periodic evaluation: they choose among checkpoints and, in entry 16 of
-#: docs/training-log.md, among defaults of the optimizer; they are in no benchmark.
-VALID_FAMILIES: tuple[str, ...] = (
-    "sets-net", "grammar-mlp", "names-conv", "tensor-factors", "shells-mlp",
-)  # fmt: skip
-#: Families that `lhopt policies compare` adds to those, to choose among policies: on data of their
-#: own, nothing is trained on them and no checkpoint is chosen by them.
-COMPARE_FAMILIES: tuple[str, ...] = (
-    "formula-resmlp", "automaton-gated", "pendulum-mlp", "prices-mlp", "spectra-few", "spots-cnn",
-    "gratings-mixer", "facts-distmult", "meetings-mlp", "recall-linear",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TrainConfig(PPOConfig):
-    """Everything that determines a policy, next to the code.
-
-    Attributes:
-        optimizer: What is steered, a name in `env.config.OPTIMIZERS`.
-        families: Training families; those whose data is missing are left out, and said so.
-        leave_out: Those of them that are not trained on, to judge the recipe by; see `folds`.
-        valid_families: Families of the periodic evaluation.
-        valid_per_family: Tasks drawn from each of them; those with a blunt frontier fall out. Few
-            mislead: with 3 each, an evaluation preferred another checkpoint than 18 tasks did.
-        reward_bounds: Octaves of speed that a run can earn the learner, at least and at most,
-            inside the environment's `speed_bounds`. Without the upper one, tasks that are won
-            anyway are worth winning by more; where all runs of a group are below the lower one,
-            nothing is learned. An evaluation reads no further than `EVALUATION_BOUNDS` either.
-        reward_floor: See `Sb3VecEnv`'s `floor`, in octaves; 0 divides by nothing.
-        tasks_per_family: Tasks drawn from each.
-        steps: Shortest and longest run, in inner steps.
-        steps_power: See `TaskPool`.
-        cost_power: See `TaskPool`; the cost of each task is measured once, before the training.
-        group_size: See `EnvConfig`; `runs_per_bucket` must be a multiple.
-        privileged: See `EnvConfig`: the critic sees what the actor must not.
-        n_buckets: Buckets of runs trained at once.
-        runs_per_bucket: Runs per bucket.
-        imitation: Sizes of the warm start (`ImitationConfig`); None starts PPO from the no-op.
-        start: A policy file to begin from instead of imitating: `lhopt train --from`. Of the same
-            controls and LSTM size; what it does not read of today's features weighs nothing at
-            first, and the critic begins afresh. Or the folder of another training: what it
-            exports, and its critic as it is now, so that `critic_warmup` may be 0. Its checkpoint
-            is unpickled: take folders from nobody that you would not take code from.
-        selection: How the exported policy turns probabilities into decisions.
-    """
-
-    name: str = "adamw"
-    optimizer: str = "torch.optim.AdamW"
-    families: tuple[str, ...] = TRAIN_FAMILIES
-    leave_out: tuple[str, ...] = ()
-    valid_families: tuple[str, ...] = VALID_FAMILIES
-    valid_per_family: int = 6
-    reward_bounds: tuple[float, float] | None = EVALUATION_BOUNDS
-    reward_floor: float = 0.0
-    tasks_per_family: int = 8
-    steps: tuple[int, int] = (150, 2000)
-    steps_power: float = 1.0
-    cost_power: float = 1.0
-    group_size: int | None = 8
-    privileged: bool = True
-    n_buckets: int = 6
-    batch_size: int = 1920
-    runs_per_bucket: int = 32
-    imitation: Mapping[str, Any] | None = field(default_factory=dict)
-    start: str | None = None
-    selection: Selection = "mean"
-    env: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        wrong = set(self.leave_out) - set(self.families) or not self.trained
-        if self.leave_out and (wrong or set(self.leave_out) & set(self.valid_families)):
-            raise ConfigurationError(
-                f"leave_out is {', '.join(map(str, self.leave_out))}; some of the training "
-                "families are wanted, not all, and none that evaluates: "
-                f"{', '.join(self.families)}."
-            )
-        self._check_bounds()
-        if not 0.0 <= self.reward_floor < np.inf or (self.reward_floor and not self.baseline):
-            raise ConfigurationError(
-                f"reward_floor is {self.reward_floor} and baseline {self.baseline}; a number of at "
-                "least 0 is wanted, and above 0 a baseline."
-            )
-
-    def _check_bounds(self) -> None:
-        bounds = self.env.get("speed_bounds", EnvConfig.speed_bounds)
-        if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-            return  # `EnvConfig` says what is wrong
-        low, high = bounds
-        wanted = [EVALUATION_BOUNDS, *([self.reward_bounds] if self.reward_bounds else [])]
-        if low > min(b[0] for b in wanted) or high < max(b[1] for b in wanted):
-            raise ConfigurationError(
-                f"The environment's speed_bounds are {[low, high]}, inside reward_bounds "
-                f"({self.reward_bounds}) or {EVALUATION_BOUNDS}: what is paid or evaluated would "
-                "be cut unseen. Give wider ones: --set 'env={\"speed_bounds\": [-8.0, 2.0]}'."
-            )
-
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """Families that are trained on."""
-        return tuple(family for family in self.families if family not in self.leave_out)
-
-    @property
-    def runs(self) -> int:
-        """Runs trained at once."""
-        return self.n_buckets * self.runs_per_bucket
-
-    def env_config(self) -> EnvConfig:
-        """The environment's settings."""
-        return EnvConfig(
-            optimizer=self.optimizer,
-            group_size=self.group_size,
-            privileged=self.privileged,
-            **self.env,
-        )
-
-    def fingerprint(self) -> str:
-        """As the base's; the optimizer's rule and start are part of it, which live in the code."""
-        steered = self.env_config().steered
-        described = {
-            "rule": asdict(steered.rule) | steered.rule.meaning(),
-            "start": steered.start,
-            "noise": steered.noise,
-            "critic": PRIVILEGED_VERSION,
-        }
-        text = super().fingerprint() + json.dumps(described, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        row = super().to_json()
-        if self.imitation is not None:  # with its defaults: a manifest tells every setting
-            row["imitation"] = asdict(ImitationConfig(**self.imitation))
-        # where a file lies on somebody's machine is nobody's business
-        row["start"] = self.start and Path(self.start).name
-        return row
+from .lineage import families_met
+from .pools import imitation_specs
+from .ppo import CHECKPOINT, PPOTrainer, read_state
+from .train_config import EVALUATION_BOUNDS, TrainConfig
 
 
 class Trainer(PPOTrainer[Policy]):
@@ -418,134 +255,3 @@ def _evaluated(
         decades=config.steered.noise["learning_rate"],
         bounds=bounds,
     )
-
-
-def lineage(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A policy's training, then those of the policies that it began from, by its manifest."""
-    stage: Mapping[str, Any] | None = training
-    while stage:
-        yield stage
-        stage = stage.get("from", {}).get("training")
-
-
-def families_met(training: Mapping[str, Any]) -> set[str]:
-    """Families that a policy was trained on or chosen by, and those it began from, by manifest."""
-    met: set[str] = set()
-    for stage in lineage(training):
-        config = stage.get("config", {})
-        own = {family_of(str(task)) for task, *_ in stage.get("tasks", ())}
-        own |= {*config.get("families", ()), *config.get("valid_families", ())}
-        met |= own - set(config.get("leave_out", ()))
-    return met
-
-
-def imitation_specs(config: TrainConfig) -> list[TaskSpec]:
-    """Tasks of the warm start: other draws of the training families than PPO's."""
-    n = ImitationConfig(**(config.imitation or {})).tasks_per_family
-    return draw_specs(available(config.trained), n, config.steps, config.seed + 3)
-
-
-def available(families: Sequence[str]) -> list[str]:
-    """Those families whose data is there; the others are named in the log.
-
-    Which tasks a policy trained on stands in its artifact.
-
-    Raises:
-        UnknownNameError: No family has this name.
-    """
-    for family in families:
-        if family not in FAMILIES:
-            raise UnknownNameError("task family", family, FAMILIES)
-    there = {family.name for family in all_families(available_only=True)}
-    for family in families:
-        if family not in there:
-            logger.warning("family %s is left out: its data is missing under LHOPT_DATA", family)
-    return [family for family in families if family in there]
-
-
-def pool_specs(
-    config: TrainConfig, families: Sequence[str], valid_families: Sequence[str]
-) -> tuple[list[TaskSpec], list[TaskSpec]]:
-    """Candidates for PPO's pool and for the evaluation's, drawn from those families."""
-    return (
-        draw_specs(families, config.tasks_per_family, config.steps, config.seed),
-        draw_specs(valid_families, config.valid_per_family, config.steps, config.seed + 7),
-    )
-
-
-def comparison_specs(config: TrainConfig) -> list[TaskSpec]:
-    """Tasks of `COMPARE_FAMILIES`, as `lhopt policies compare` draws them."""
-    return pool_specs(config, available(COMPARE_FAMILIES), ())[0]
-
-
-def _frontier_name(spec: TaskSpec) -> str:
-    return f"{cache_key(get_task(spec.task), spec.steps, POOL_FRONTIER)}.json"
-
-
-def compared_names(config: TrainConfig) -> list[str]:
-    """Files of the cache that a comparison reads beside those of the training."""
-    return [_frontier_name(spec) for spec in comparison_specs(config)]
-
-
-def measured_names(config: TrainConfig) -> list[str]:
-    """Files of the cache that a training with this configuration reads before its first update."""
-    specs, valid = pool_specs(config, available(config.trained), available(config.valid_families))
-    names = [_frontier_name(spec) for spec in specs + valid]
-    if config.imitation is not None:
-        imitation = ImitationConfig(**config.imitation)
-        names += [
-            expert_name(get_task(s.task), s.steps, config.env_config(), imitation)
-            for s in imitation_specs(config)
-        ]
-    return names
-
-
-def make_pools(
-    config: TrainConfig,
-    *,
-    processes: int = 1,
-    progress: Callable[[int, int, str], None] | None = None,
-    device: str = "cpu",
-    costs: bool = True,
-) -> tuple[TaskPool, TaskPool | None]:
-    """Training and evaluation pool of a configuration; frontiers come from the cache or are made.
-
-    Without an evaluation family there is no such pool, and nothing chooses among checkpoints.
-
-    Families whose data is missing are left out with a log line: which tasks a policy trained on
-    stands in its artifact.
-
-    Args:
-        config: What to train.
-        processes: Frontiers measured at once.
-        progress: Called with done, total and the task's name.
-        device: Of the inner runs, whose cost is measured there.
-        costs: Whether to measure it; a training that is resumed has the weights that came of it.
-    """
-    train, valid = available(config.trained), available(config.valid_families)
-    specs, valid_specs = pool_specs(config, train, valid)
-    n = len(specs) + len(valid_specs)
-    measure = partial(
-        seconds_per_run_step,
-        rule=config.env_config().steered.rule,
-        n_runs=config.runs_per_bucket,
-        device=device,
-    )
-    pool = build_pool(
-        specs,
-        config=POOL_FRONTIER,
-        processes=processes,
-        progress=(lambda i, _, name: progress(i, n, name)) if progress else None,
-        cost=measure if costs else None,
-        steps_power=config.steps_power,
-        cost_power=config.cost_power,
-    )
-    if not valid_specs:
-        return pool, None
-    valid_pool = build_pool(
-        valid_specs,
-        config=POOL_FRONTIER,
-        processes=processes,
-        progress=(lambda i, _, name: progress(i + len(specs), n, name)) if progress else None,
-    )
-    return pool, valid_pool

@@ -31,13 +31,9 @@ from lhopt.benchmarks.tasks import (
 from lhopt.core.errors import ConfigurationError
 from lhopt.env.pool import TaskPool, TaskSpec
 from lhopt.inner_tasks.registry import get_family, get_task
-from lhopt.policy import bundled, train
-from lhopt.policy.train import (
-    COMPARE_FAMILIES,
-    TRAIN_FAMILIES,
-    VALID_FAMILIES,
-    TrainConfig,
-)
+from lhopt.policy import bundled, pools
+from lhopt.policy.families import COMPARE_FAMILIES, TRAIN_FAMILIES, VALID_FAMILIES
+from lhopt.policy.train_config import TrainConfig
 
 
 def test_the_small_tier_is_the_protocols_eight_tasks_and_needs_no_download() -> None:
@@ -119,10 +115,10 @@ def test_every_task_of_ppo_evaluation_and_imitation_is_published(
         used.update(spec.task for spec in specs)
         return None
 
-    monkeypatch.setattr(train, "build_pool", note)
-    train.make_pools(TrainConfig())
+    monkeypatch.setattr(pools, "build_pool", note)
+    pools.make_pools(TrainConfig())
     assert len(used) > len(TRAIN_FAMILIES)
-    used |= {spec.task for spec in train.imitation_specs(TrainConfig())}
+    used |= {spec.task for spec in pools.imitation_specs(TrainConfig())}
     assert used <= {task.name for task in published()}
 
 

@@ -5,7 +5,7 @@ import pytest
 from lhopt.benchmarks.suited import line, measure, training_tasks
 from lhopt.benchmarks.tasks import HELD_OUT_FAMILIES
 from lhopt.optimizers.catalogue import get_entry
-from lhopt.policy.train import TRAIN_FAMILIES
+from lhopt.policy.families import TRAIN_FAMILIES
 
 
 def test_only_training_families_decide() -> None:

@@ -14,7 +14,8 @@ from lhopt.inner_tasks.registry import get_task
 from lhopt.policy import experts
 from lhopt.policy.experts import expert_name, find_expert
 from lhopt.policy.imitation import ImitationConfig
-from lhopt.policy.train import TrainConfig, comparison_specs, measured_names
+from lhopt.policy.pools import comparison_specs, measured_names
+from lhopt.policy.train_config import TrainConfig
 
 
 @pytest.fixture

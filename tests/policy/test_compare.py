@@ -13,7 +13,9 @@ from lhopt.cli.main import main
 from lhopt.core.errors import ConfigurationError
 from lhopt.policy.artifact import Policy, save
 from lhopt.policy.compare import HELD, CompareConfig, Comparison, compare, unseen
-from lhopt.policy.train import COMPARE_FAMILIES, TrainConfig, families_met
+from lhopt.policy.families import COMPARE_FAMILIES
+from lhopt.policy.lineage import families_met
+from lhopt.policy.train_config import TrainConfig
 
 #: One task of 250 steps on drawn tokens, whose frontier ships.
 SHORT = CompareConfig(families=("grammar-mlp",), longest=300, runs=2)

@@ -13,15 +13,11 @@ from lhopt.cli.main import main
 from lhopt.core.errors import ConfigurationError
 from lhopt.policy.artifact import Policy, save
 from lhopt.policy.compare import HELD, RECIPE, CompareConfig, compare, compare_left_out
+from lhopt.policy.families import TRAIN_FAMILIES
 from lhopt.policy.folds import fold, folds, source
-from lhopt.policy.train import (
-    TRAIN_FAMILIES,
-    TrainConfig,
-    families_met,
-    imitation_specs,
-    make_pools,
-    measured_names,
-)
+from lhopt.policy.lineage import families_met
+from lhopt.policy.pools import imitation_specs, make_pools, measured_names
+from lhopt.policy.train_config import TrainConfig
 
 #: Tasks of few steps, whose frontiers ship.
 SHORT = CompareConfig(longest=260, runs=2)

@@ -16,7 +16,8 @@ from lhopt.env.pool import TaskPool
 from lhopt.policy.imitation import actor_logits
 from lhopt.policy.learner import HyperparameterPolicy, PaddedCategorical
 from lhopt.policy.runtime import forward
-from lhopt.policy.train import TrainConfig, Trainer
+from lhopt.policy.train import Trainer
+from lhopt.policy.train_config import TrainConfig
 
 DIMS = [9, 3, 5, 1]
 

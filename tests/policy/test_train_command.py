@@ -15,7 +15,9 @@ from lhopt.cli.train import read_config
 from lhopt.core.errors import ConfigurationError, ResumeError, UnknownNameError
 from lhopt.env.pool import TaskPool
 from lhopt.policy.artifact import load
-from lhopt.policy.train import TrainConfig, Trainer, available
+from lhopt.policy.families import available
+from lhopt.policy.train import Trainer
+from lhopt.policy.train_config import TrainConfig
 
 SMALL: dict[str, Any] = {
     "updates": 1, "n_buckets": 2, "runs_per_bucket": 4, "group_size": 2, "n_steps": 8,
@@ -34,7 +36,7 @@ def no_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> None:
         pytest.fail("frontiers would be measured")
 
-    monkeypatch.setattr("lhopt.policy.train.make_pools", never)
+    monkeypatch.setattr("lhopt.policy.pools.make_pools", never)
 
 
 def written(folder: Path, fingerprint: str, config: TrainConfig) -> None:
@@ -102,7 +104,7 @@ def test_settings_that_make_no_sense_are_refused(words: list[str], says: str) ->
 def test_a_training_begins_from_the_policy_that_is_named(
     tmp_path: Path, pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lhopt.policy.train.make_pools", lambda *_, **__: (pool, None))
+    monkeypatch.setattr("lhopt.policy.pools.make_pools", lambda *_, **__: (pool, None))
     first, file = tmp_path / "first", tmp_path / "config.json"
     file.write_text(json.dumps({**SMALL, "families": ["noisy-quadratic"]}))
     assert main(["train", str(first), "--config", str(file)]) == 0
@@ -146,7 +148,7 @@ def test_a_warm_start_that_is_stopped_says_what_is_kept_and_leaves_no_checkpoint
         raise KeyboardInterrupt
 
     monkeypatch.setenv("LHOPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("lhopt.policy.train.make_pools", lambda *_, **__: (pool, None))
+    monkeypatch.setattr("lhopt.policy.pools.make_pools", lambda *_, **__: (pool, None))
     monkeypatch.setattr("lhopt.policy.train.imitate", stopped)
     folder, words = tmp_path / "run", small_training(tmp_path)
     assert main(words) == 130
@@ -173,7 +175,7 @@ def test_sigterm_in_the_warm_start_is_a_ctrl_c(
         return [0.5]
 
     monkeypatch.setenv("LHOPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("lhopt.policy.train.make_pools", lambda *_, **__: (pool, None))
+    monkeypatch.setattr("lhopt.policy.pools.make_pools", lambda *_, **__: (pool, None))
     monkeypatch.setattr("lhopt.policy.train.imitate", stopped)
     before = signal.getsignal(signal.SIGTERM)
     assert main(small_training(tmp_path)) == 130
@@ -193,7 +195,7 @@ def test_a_stop_after_the_warm_start_was_saved_asks_for_resume(
         save(trainer)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lhopt.policy.train.make_pools", lambda *_, **__: (pool, None))
+    monkeypatch.setattr("lhopt.policy.pools.make_pools", lambda *_, **__: (pool, None))
     monkeypatch.setattr("lhopt.policy.train.imitate", lambda *_, **__: [0.5])
     monkeypatch.setattr(Trainer, "save_checkpoint", then_stop)
     assert main(small_training(tmp_path)) == 130

@@ -19,7 +19,8 @@ from lhopt.env.pool import TaskPool
 from lhopt.policy.artifact import load, save
 from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, run
 from lhopt.policy.imitation import ACTOR
-from lhopt.policy.train import TrainConfig, Trainer
+from lhopt.policy.train import Trainer
+from lhopt.policy.train_config import TrainConfig
 
 CONFIG = TrainConfig(
     name="tiny", seed=4, updates=4, n_buckets=2, runs_per_bucket=4, group_size=2, n_steps=8,

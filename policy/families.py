@@ -1,0 +1,54 @@
+"""Which task families policies are trained on, evaluated with and compared by."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from ..core.errors import UnknownNameError
+from ..inner_tasks.registry import FAMILIES
+from ..inner_tasks.registry import families as all_families
+
+logger = logging.getLogger("lhopt")
+
+#: Families that policies train on. None shares its data, or an architecture held out, with a task
+#: of the benchmarks. The noisy quadratic is none of them: its optimum is 0, where a baseline whose
+#: weight decay is tuned is led by the decay alone.
+TRAIN_FAMILIES: tuple[str, ...] = (
+    "tabular-mlp", "teacher-regression", "parity-rnn", "addition-rnn",
+    "friedman-mlp", "coordinate-mlp", "clusters-resmlp", "topics-bag", "glyphs-mlp", "glyphs-cnn",
+    "glyphs-mixer", "texture-cnn", "signal-conv", "chaos-mlp", "docs-mlp",
+    "entities-mlp", "zipf-bilinear", "forest-mlp", "vocabulary-mlp", "graph-distance",
+    "clusters-few", "glyphs-few", "glyphs-inpaint", "signal-denoise",
+    "texture-mixer", "glyphs-rnn", "signal-rnn", "chaos-conv", "coordinate-sine", "friedman-rbf",
+    "forest-cross", "forest-gated", "topics-linear", "docs-bilinear",
+)  # fmt: skip
+#: Families of the periodic evaluation: they choose among checkpoints and, in entry 16 of
+#: docs/training-log.md, among defaults of the optimizer; they are in no benchmark.
+VALID_FAMILIES: tuple[str, ...] = (
+    "sets-net", "grammar-mlp", "names-conv", "tensor-factors", "shells-mlp",
+)  # fmt: skip
+#: Families that `lhopt policies compare` adds to those, to choose among policies: on data of their
+#: own, nothing is trained on them and no checkpoint is chosen by them.
+COMPARE_FAMILIES: tuple[str, ...] = (
+    "formula-resmlp", "automaton-gated", "pendulum-mlp", "prices-mlp", "spectra-few", "spots-cnn",
+    "gratings-mixer", "facts-distmult", "meetings-mlp", "recall-linear",
+)  # fmt: skip
+
+
+def available(families: Sequence[str]) -> list[str]:
+    """Those families whose data is there; the others are named in the log.
+
+    Which tasks a policy trained on stands in its artifact.
+
+    Raises:
+        UnknownNameError: No family has this name.
+    """
+    for family in families:
+        if family not in FAMILIES:
+            raise UnknownNameError("task family", family, FAMILIES)
+    there = {family.name for family in all_families(available_only=True)}
+    for family in families:
+        if family not in there:
+            logger.warning("family %s is left out: its data is missing under LHOPT_DATA", family)
+    return [family for family in families if family in there]

@@ -1,0 +1,27 @@
+"""What a policy's manifest says of the trainings that it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..inner_tasks.registry import family_of
+
+
+def lineage(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A policy's training, then those of the policies that it began from, by its manifest."""
+    stage: Mapping[str, Any] | None = training
+    while stage:
+        yield stage
+        stage = stage.get("from", {}).get("training")
+
+
+def families_met(training: Mapping[str, Any]) -> set[str]:
+    """Families that a policy was trained on or chosen by, and those it began from, by manifest."""
+    met: set[str] = set()
+    for stage in lineage(training):
+        config = stage.get("config", {})
+        own = {family_of(str(task)) for task, *_ in stage.get("tasks", ())}
+        own |= {*config.get("families", ()), *config.get("valid_families", ())}
+        met |= own - set(config.get("leave_out", ()))
+    return met

@@ -1,0 +1,149 @@
+"""Everything that determines a policy, next to the code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import ConfigurationError
+from ..env.config import EnvConfig
+from ..env.privileged import VERSION as PRIVILEGED_VERSION
+from .artifact import Selection
+from .families import TRAIN_FAMILIES, VALID_FAMILIES
+from .imitation import ImitationConfig
+from .ppo import PPOConfig
+
+#: Octaves of speed that a run counts in an evaluation: a disaster, or a task that is won anyway, is
+#: one run among many.
+EVALUATION_BOUNDS: tuple[float, float] = (-2.0, 1.5)
+
+
+@dataclass(frozen=True)
+class TrainConfig(PPOConfig):
+    """Everything that determines a policy, next to the code.
+
+    Attributes:
+        optimizer: What is steered, a name in `env.config.OPTIMIZERS`.
+        families: Training families; those whose data is missing are left out, and said so.
+        leave_out: Those of them that are not trained on, to judge the recipe by; see `folds`.
+        valid_families: Families of the periodic evaluation.
+        valid_per_family: Tasks drawn from each of them; those with a blunt frontier fall out. Few
+            mislead: with 3 each, an evaluation preferred another checkpoint than 18 tasks did.
+        reward_bounds: Octaves of speed that a run can earn the learner, at least and at most,
+            inside the environment's `speed_bounds`. Without the upper one, tasks that are won
+            anyway are worth winning by more; where all runs of a group are below the lower one,
+            nothing is learned. An evaluation reads no further than `EVALUATION_BOUNDS` either.
+        reward_floor: See `Sb3VecEnv`'s `floor`, in octaves; 0 divides by nothing.
+        tasks_per_family: Tasks drawn from each.
+        steps: Shortest and longest run, in inner steps.
+        steps_power: See `TaskPool`.
+        cost_power: See `TaskPool`; the cost of each task is measured once, before the training.
+        group_size: See `EnvConfig`; `runs_per_bucket` must be a multiple.
+        privileged: See `EnvConfig`: the critic sees what the actor must not.
+        n_buckets: Buckets of runs trained at once.
+        runs_per_bucket: Runs per bucket.
+        imitation: Sizes of the warm start (`ImitationConfig`); None starts PPO from the no-op.
+        start: A policy file to begin from instead of imitating: `lhopt train --from`. Of the same
+            controls and LSTM size; what it does not read of today's features weighs nothing at
+            first, and the critic begins afresh. Or the folder of another training: what it
+            exports, and its critic as it is now, so that `critic_warmup` may be 0. Its checkpoint
+            is unpickled: take folders from nobody that you would not take code from.
+        selection: How the exported policy turns probabilities into decisions.
+    """
+
+    name: str = "adamw"
+    optimizer: str = "torch.optim.AdamW"
+    families: tuple[str, ...] = TRAIN_FAMILIES
+    leave_out: tuple[str, ...] = ()
+    valid_families: tuple[str, ...] = VALID_FAMILIES
+    valid_per_family: int = 6
+    reward_bounds: tuple[float, float] | None = EVALUATION_BOUNDS
+    reward_floor: float = 0.0
+    tasks_per_family: int = 8
+    steps: tuple[int, int] = (150, 2000)
+    steps_power: float = 1.0
+    cost_power: float = 1.0
+    group_size: int | None = 8
+    privileged: bool = True
+    n_buckets: int = 6
+    batch_size: int = 1920
+    runs_per_bucket: int = 32
+    imitation: Mapping[str, Any] | None = field(default_factory=dict)
+    start: str | None = None
+    selection: Selection = "mean"
+    env: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = set(self.leave_out) - set(self.families) or not self.trained
+        if self.leave_out and (wrong or set(self.leave_out) & set(self.valid_families)):
+            raise ConfigurationError(
+                f"leave_out is {', '.join(map(str, self.leave_out))}; some of the training "
+                "families are wanted, not all, and none that evaluates: "
+                f"{', '.join(self.families)}."
+            )
+        self._check_bounds()
+        if not 0.0 <= self.reward_floor < np.inf or (self.reward_floor and not self.baseline):
+            raise ConfigurationError(
+                f"reward_floor is {self.reward_floor} and baseline {self.baseline}; a number of at "
+                "least 0 is wanted, and above 0 a baseline."
+            )
+
+    def _check_bounds(self) -> None:
+        bounds = self.env.get("speed_bounds", EnvConfig.speed_bounds)
+        if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+            return  # `EnvConfig` says what is wrong
+        low, high = bounds
+        wanted = [EVALUATION_BOUNDS, *([self.reward_bounds] if self.reward_bounds else [])]
+        if low > min(b[0] for b in wanted) or high < max(b[1] for b in wanted):
+            raise ConfigurationError(
+                f"The environment's speed_bounds are {[low, high]}, inside reward_bounds "
+                f"({self.reward_bounds}) or {EVALUATION_BOUNDS}: what is paid or evaluated would "
+                "be cut unseen. Give wider ones: --set 'env={\"speed_bounds\": [-8.0, 2.0]}'."
+            )
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Families that are trained on."""
+        return tuple(family for family in self.families if family not in self.leave_out)
+
+    @property
+    def runs(self) -> int:
+        """Runs trained at once."""
+        return self.n_buckets * self.runs_per_bucket
+
+    def env_config(self) -> EnvConfig:
+        """The environment's settings."""
+        return EnvConfig(
+            optimizer=self.optimizer,
+            group_size=self.group_size,
+            privileged=self.privileged,
+            **self.env,
+        )
+
+    def fingerprint(self) -> str:
+        """As the base's; the optimizer's rule and start are part of it, which live in the code."""
+        steered = self.env_config().steered
+        described = {
+            "rule": asdict(steered.rule) | steered.rule.meaning(),
+            "start": steered.start,
+            "noise": steered.noise,
+            "critic": PRIVILEGED_VERSION,
+        }
+        text = super().fingerprint() + json.dumps(described, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        row = super().to_json()
+        if self.imitation is not None:  # with its defaults: a manifest tells every setting
+            row["imitation"] = asdict(ImitationConfig(**self.imitation))
+        # where a file lies on somebody's machine is nobody's business
+        row["start"] = self.start and Path(self.start).name
+        return row
