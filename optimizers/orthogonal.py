@@ -10,7 +10,7 @@ NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 #: Matrices at least this many times as wide as high are orthogonalised through their Gram matrix.
 GRAM_ASPECT = 2.5
 #: What a norm is divided by at least; below it a matrix counts as nearly zero.
-_LEAST = {torch.float32: 1e-7}
+_LEAST = {torch.float32: 1e-7, torch.float16: torch.finfo(torch.float16).smallest_normal}
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -36,9 +36,11 @@ def _wide_way_round(x: Tensor, steps: int, least: float) -> Tensor:
     if not steps:
         return x / x.square().sum(2, keepdim=True).sqrt().clamp_min(least)
     rows, columns = x.shape[1:]
-    if columns >= GRAM_ASPECT * rows and x.dtype in (torch.float32, torch.float64):
+    wide, half = columns >= GRAM_ASPECT * rows, x.dtype in (torch.float16, torch.bfloat16)
+    if half or not wide:
+        x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(least)
+    if wide:
         return _through_gram(x, steps, least)
-    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(least)
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -49,7 +51,7 @@ def _through_gram(x: Tensor, steps: int, least: float) -> Tensor:
     """The same iterations on the Gram matrix alone, which commutes with all of them.
 
     The matrix itself is met twice instead of twice per iteration: less work where it is wide. Its
-    norm is the root of the Gram matrix's trace; half precision has no room for that square.
+    norm is the root of the Gram matrix's trace, which float32 has room for up to norms of 1e19.
     """
     a, b, c = NS_COEFFICIENTS
     gram = torch.bmm(x, x.mT)

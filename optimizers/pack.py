@@ -30,13 +30,12 @@ class Pack:
         average: Whether averaged weights are kept.
 
     Attributes:
-        states: Of the parameters, in their order.
         run: Step and products of betas, shared by all.
         hyper: Values of the last step; `None` before the first.
     """
 
     def __init__(self, params: Sequence[Tensor], states: Sequence[State], average: bool) -> None:
-        self.params, self.states = tuple(params), tuple(states)
+        self.params = tuple(params)
         self.hyper: Hyperparameters | None = None
         self.matrices: tuple[Matrix, ...] = matrices([tuple(p.shape) for p in params])
         self._sizes = [p.numel() for p in params]

@@ -33,6 +33,8 @@ _GLOBAL = ("max_norm", "mean_square", "product2")
 #: State that stays float64 whatever the parameter's dtype is.
 _PRODUCTS = ("product1", "product2")
 _HALF = (torch.float16, torch.bfloat16)
+#: Squares that are summed in float32 before they are summed in float64.
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,8 @@ class SteerableAdamW(torch.optim.Optimizer):
             self._scratch,
         )
         pack.write(values)
-        for state in pack.states:
-            _note(state, pack.run)
+        for p in pack.params:
+            _note(self.state[p], pack.run)
         pack.hyper = hyper
 
     def _square(self, gradients: list[Tensor]) -> Number | None:
@@ -252,13 +254,11 @@ class SteerableAdamW(torch.optim.Optimizer):
         if not (self.rule.clip or self.rule.relative_eps):
             return None
         home = gradients[0].device
-        # a float16's square overflows at a norm of 256, and a bfloat16's sum has eight bits
-        wide = [g.float() if g.dtype in _HALF else g for g in gradients]
-        norms = torch._foreach_norm(wide)
         if home.type == "cpu":
-            lengths = [float(norm) for norm in norms]
-            return sum(n * n for n in lengths)  # n**2 would raise where it overflows
-        return torch.stack([n.to(home, torch.float64) for n in norms]).square_().sum().view(1, 1)
+            return _square_on_cpu(gradients)
+        # a float16's square overflows at a norm of 256
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64).to(home) for g in gradients]
+        return torch.stack(norms).square().sum().view(1, 1)
 
     def _global(
         self, group: dict[str, Any], square: Number | None, n_entries: int, home: torch.device
@@ -419,6 +419,30 @@ class SteerableAdamW(torch.optim.Optimizer):
                 if key in saved:  # `to` keeps strides, the steps want memory in order
                     self.state[p][key] = self.state[p][key].contiguous()
         self._forget()
+
+
+def _square_on_cpu(gradients: list[Tensor]) -> float:
+    """Squared norm of all gradients together.
+
+    Pieces are summed in float32 and the pieces in float64: one sum of a hundred million squares
+    would be off by percents, and float64 throughout costs a multiple.
+    """
+    total = 0.0
+    for g in gradients:
+        wider = torch.float32 if g.dtype in _HALF else None
+        if g.numel() <= _PIECE:
+            norms = [float(torch.linalg.vector_norm(g, dtype=wider))]
+        else:
+            flat = g.reshape(-1)
+            cut = len(flat) // _PIECE * _PIECE
+            pieces = flat[:cut].view(-1, _PIECE)
+            norms = torch.linalg.vector_norm(pieces, dim=1, dtype=wider).tolist()
+            norms.append(float(torch.linalg.vector_norm(flat[cut:], dtype=wider)))
+        total += sum(norm * norm for norm in norms)  # norm**2 would raise where it overflows
+    if total == 0.0 or not math.isfinite(total):  # squares beyond float32, or below
+        norms = [float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradients]
+        total = sum(norm * norm for norm in norms)
+    return total
 
 
 def _note(state: dict[str, Any], run: RunState) -> None:

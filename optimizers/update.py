@@ -1,15 +1,14 @@
 """The one update rule behind `SteerableAdamW` and the batched engine: a function over K runs.
 
-Everything is a `(K, d)` block: K runs side by side, each with its own hyperparameters in `(K, 1)`
-tensors. The engine calls it once a step on all parameters of all runs; the optimizer face calls it
-once per parameter with K = 1.
+Everything is a `(K, d)` block: K runs side by side, each with its own hyperparameters, in `(K, 1)`
+tensors or, for one run on a CPU, floats. The engine calls it once a step on all parameters of all
+runs; the optimizer face once for its small parameters and once for each large one, with K = 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from .orthogonal import orthogonalise
 BIAS_CORRECTIONS = ("running", "step")
 #: What a norm, or a bias correction, is divided by at least.
 _NORM = 1e-30
+_HALF = (torch.float16, torch.bfloat16)
 #: Of what the fields of a rule mean. 2: cautious updates keep entries without a gradient.
 RULE_VERSION = 2
 
@@ -252,7 +252,7 @@ def update_block(
 
     and on each matrix, where `rule` says so, u is the orthogonalised look-ahead of the momentum,
     (1 - one_minus_beta1) m + one_minus_beta1 g, with `precondition` divided by sqrt(v / c2) + eps
-    before (scaled to Muon's sqrt(max(1, rows / columns))), and is multiplied by
+    before, but for a factor (scaled to Muon's sqrt(max(1, rows / columns))), and is multiplied by
     (rms(p) / rms(u)) ** trust_power; the rest is multiplied by `vector_scale`. Where `rule` is
     cautious, entries with u g < 0 are left out at last.
 
@@ -303,7 +303,8 @@ class _Factors(NamedTuple):
         left: Of the weights after weight decay.
         root: sqrt(c2).
         eps: What sqrt(v / c2) gets added; where the rule is not elementwise, what sqrt(v) does.
-        adam: What turns momentum over denominator into Adam's update.
+        unit: What turns momentum over denominator into Adam's direction.
+        adam: And into its update.
         lr: Learning rate.
         clip: Of the gradient.
     """
@@ -314,6 +315,7 @@ class _Factors(NamedTuple):
     left: Number
     root: Number
     eps: Number
+    unit: Number
     adam: Number
     lr: Number
     clip: Number | None = None
@@ -327,23 +329,24 @@ def _factors(
     dtype: torch.dtype,
 ) -> _Factors:
     c1, c2 = corrections(rule, state, hyper)
-    root2 = root(c2)
-    eps, adam = hyper.eps * state.gradient_rms, hyper.lr / c1
+    root2, eps = root(c2), hyper.eps * state.gradient_rms
+    unit = 1.0 / at_least(c1, _NORM)
+    adam = hyper.lr / at_least(c1, _NORM)
     if not rule.elementwise:
         # sqrt(v / c2) + eps without its division by sqrt(c2), which is no pass over a block then
-        eps, adam = eps * root2, adam * root2
-        # the smallest number that counts: an entry without gradient is no 0 / 0
-        eps = at_least(eps, torch.finfo(dtype).smallest_normal)
+        eps, unit = eps * root2, unit * root2
+        adam = hyper.lr * unit
     values = [
         hyper.one_minus_beta1, 1.0 - hyper.one_minus_beta1, hyper.one_minus_beta2,
-        1.0 - hyper.lr * hyper.weight_decay, root2, eps, adam, hyper.lr,
+        1.0 - hyper.lr * hyper.weight_decay, root2, eps, unit, adam, hyper.lr,
     ]  # fmt: skip
     if clip is not None:
         values.append(clip)
     columns = [value for value in values if isinstance(value, Tensor)]
-    if len(columns) == len(values):
-        return _Factors(*torch.stack(columns).to(dtype).unbind())
-    return _Factors(*values)
+    if not columns:
+        return _Factors(*values)
+    assert len(columns) == len(values)
+    return _Factors(*torch.stack(columns).to(dtype).unbind())
 
 
 def _steered_update(
@@ -358,10 +361,13 @@ def _steered_update(
 ) -> Tensor:
     """What is taken from the weights, rate included; written into `work`, whose first is g."""
     denominator = torch.sqrt(second, out=work[1]).add_(f.eps)
+    if param.dtype is torch.float16:
+        # an eps of 1e-8 is 0 there, and an entry that never had a gradient 0 / 0
+        denominator.clamp_min_(torch.finfo(param.dtype).smallest_normal)
     update, vectors = work[3], outside(inside, param.shape[1])
     if vectors or not rule.orthogonal:
         # all columns at once, those that are not wanted too: on small blocks the calls cost most
-        torch.div(momentum, denominator, out=update).mul_(f.adam)
+        torch.div(momentum, denominator, out=update)
     if inside and rule.orthogonal:
         ahead = momentum
         if rule.nesterov:
@@ -369,18 +375,26 @@ def _steered_update(
         if rule.precondition:
             ahead = torch.div(ahead, denominator, out=work[2])
         _orthogonalised(rule, f, inside, ahead, param, update)
-    elif inside and rule.trust_power:
-        parts = [update[:, m.start : m.stop] for m in inside]
-        norms = torch.stack([torch.linalg.vector_norm(u, dim=1) for u in parts])
-        # the rate is in it already
-        rate = at_least(_row(f.lr), torch.finfo(param.dtype).tiny)
-        ratios = _trust(rule, inside, param, norms / rate)
-        for u, ratio in zip(parts, ratios.unsqueeze(2).unbind(), strict=True):
-            u.mul_(ratio)
-    if rule.vector_scale != 1.0:
-        for part in vectors:
-            update[:, part].mul_(rule.vector_scale)
+    elif inside:
+        _trusted(rule, f, inside, param, update)
+    for part in vectors:
+        update[:, part].mul_(f.adam * rule.vector_scale)
     return update
+
+
+def _trusted(
+    rule: StepRule, f: _Factors, inside: tuple[Matrix, ...], param: Tensor, update: Tensor
+) -> None:
+    """Give the matrices of `update` their unit, rate and trust ratio, in place."""
+    parts = [update[:, m.start : m.stop] for m in inside]
+    if not rule.trust_power:
+        for u in parts:
+            u.mul_(f.adam)
+        return
+    norms = torch.stack([_norm(u) for u in parts]) * _row(f.unit)
+    factors = _trust(rule, inside, param, norms) * _row(f.adam)
+    for u, factor in zip(parts, _held(factors, update.dtype).unsqueeze(2).unbind(), strict=True):
+        u.mul_(factor)
 
 
 def _orthogonalised(
@@ -402,45 +416,47 @@ def _orthogonalised(
         each = (len(group), len(param), *direction.shape[1:])
         directions += direction.view(each).unbind()
         if rule.trust_power:
-            norms.append(torch.linalg.vector_norm(direction, dim=(1, 2)).view(each[:2]))
-    in_order = tuple(order)
-    spread = _spread(in_order, param.dtype, param.device)
+            norms.append(_norm(direction.flatten(1)).view(each[:2]))
+    # as Muon scales them
+    spread = _column([max(1.0, m.rows / m.columns) ** 0.5 for m in order], param)
     factors = spread * _row(f.lr)
     if rule.trust_power:
-        factors = factors * _trust(rule, in_order, param, torch.cat(norms) * spread)
-    columns = factors.expand(-1, len(param))[:, :, None, None].unbind()
-    for m, direction, factor in zip(in_order, directions, columns, strict=True):
+        factors = factors * _trust(rule, order, param, torch.cat(norms) * spread)
+    factors = _held(factors.expand(-1, len(param)), param.dtype)[:, :, None, None]
+    for m, direction, factor in zip(order, directions, factors.unbind(), strict=True):
         torch.mul(direction, factor, out=m.wide_way_round(update))
+
+
+def _trust(rule: StepRule, inside: Sequence[Matrix], param: Tensor, norms_u: Tensor) -> Tensor:
+    """Power of the ratio of the norms of weights and update, `(matrices, K)`."""
+    norms_p = torch.stack([_norm(param[:, m.start : m.stop]) for m in inside])
+    roots = _column([(m.stop - m.start) ** 0.5 for m in inside], param)
+    # a matrix that starts at zero must be able to leave it: root mean squares of 1e-3 and 1e-8
+    ratios = torch.maximum(norms_p, 1e-3 * roots) / torch.maximum(norms_u, 1e-8 * roots)
+    return ratios.pow_(rule.trust_power)
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """Norm of each row, `(K,)`; of half precision in float32, which has room for what follows."""
+    wider = torch.float32 if rows.dtype in _HALF else None
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=wider)
+    return norms
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """A number per matrix, `(matrices, 1)`, in the dtype that norms have."""
+    dtype = torch.float32 if like.dtype in _HALF else like.dtype
+    return torch.tensor(values, dtype=dtype, device=like.device).unsqueeze(1)
+
+
+def _held(factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the parameters' dtype, and finite there: times an update of 0 it must stay 0."""
+    return factors.clamp_max(torch.finfo(dtype).max).to(dtype) if dtype in _HALF else factors
 
 
 def _row(x: Number) -> Number:
     """A `(K, 1)` tensor as `(1, K)`; a float as it is."""
     return x.mT if isinstance(x, Tensor) else x
-
-
-@lru_cache(maxsize=512)
-def _spread(inside: tuple[Matrix, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Muon's scale of each matrix's update, `(matrices, 1)`."""
-    scales = [max(1.0, m.rows / m.columns) ** 0.5 for m in inside]
-    return torch.tensor(scales, dtype=dtype, device=device).unsqueeze(1)
-
-
-@lru_cache(maxsize=512)
-def _roots(inside: tuple[Matrix, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The norm of each matrix if all entries were 1, `(matrices, 1)`."""
-    roots = [(m.stop - m.start) ** 0.5 for m in inside]
-    return torch.tensor(roots, dtype=dtype, device=device).unsqueeze(1)
-
-
-def _trust(rule: StepRule, inside: tuple[Matrix, ...], param: Tensor, norms_u: Tensor) -> Tensor:
-    """Power of the ratio of the norms of weights and update, `(matrices, K)`."""
-    norms_p = torch.stack(
-        [torch.linalg.vector_norm(param[:, m.start : m.stop], dim=1) for m in inside]
-    )
-    roots = _roots(inside, param.dtype, param.device)
-    # a matrix that starts at zero must be able to leave it: root mean squares of 1e-3 and 1e-8
-    ratios = torch.maximum(norms_p, 1e-3 * roots) / torch.maximum(norms_u, 1e-8 * roots)
-    return ratios.pow_(rule.trust_power)
 
 
 def _agreeing(update: Tensor, g: Tensor, out: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ TRAIN_FAMILIES: tuple[str, ...] = (
     "clusters-few", "glyphs-few", "glyphs-inpaint", "signal-denoise",
     "texture-mixer", "glyphs-rnn", "signal-rnn", "chaos-conv", "coordinate-sine", "friedman-rbf",
     "forest-cross", "forest-gated", "topics-linear", "docs-bilinear",
+    "forest-few", "signal-few", "texture-few", "docs-few", "coordinate-few", "chaos-few",
 )  # fmt: skip
 #: Families of the periodic evaluation: they choose among checkpoints and, in entry 16 of
 #: docs/training-log.md, among defaults of the optimizer; they are in no benchmark.

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..core.errors import ConfigurationError, ResumeError
 from ..core.features import FEATURES
 from ..env.config import EnvConfig
 from ..env.frontier import Frontier
 from ..env.pool import Entry, TaskPool, TaskSpec
+from ..env.privileged import MAX_TASKS
 from ..env.privileged import VERSION as PRIVILEGED_VERSION
 from ..env.sb3 import Sb3VecEnv
 from ..env.sharded import ShardedVectorEnv
@@ -31,6 +34,9 @@ from .lineage import families_met
 from .pools import imitation_specs
 from .ppo import CHECKPOINT, PPOTrainer, read_state
 from .train_config import EVALUATION_BOUNDS, TrainConfig
+
+#: The critic's weights of what it sees.
+READS_TASK = "lstm_critic.weight_ih_l0"
 
 
 class Trainer(PPOTrainer[Policy]):
@@ -124,14 +130,11 @@ class Trainer(PPOTrainer[Policy]):
                 f"The critic in {folder} is of another version of lhopt, whose critics may see "
                 "other columns. Begin from its policy alone, NAME.json."
             )
-        if [list(row) for row in state["tasks"]] != [list(row) for row in self._tasks()]:
-            raise ConfigurationError(
-                f"The critic in {folder} knows its tasks by their place among the training tasks, "
-                "and this training has others. Begin from its policy alone, NAME.json."
-            )
         told = self._begin_from(load(folder / f"{state['config']['name']}.json"))
         critic = {k: v for k, v in state["policy"].items() if not k.startswith(ACTOR)}
         mine = self.model.policy.state_dict()
+        if self.config.privileged and state["config"].get("privileged"):
+            critic[READS_TASK] = self._by_my_tasks(critic[READS_TASK], state["tasks"], folder)
         other = [k for k, v in critic.items() if k not in mine or mine[k].shape != v.shape]
         if other or len(critic) != sum(not k.startswith(ACTOR) for k in mine):
             raise ConfigurationError(
@@ -140,6 +143,31 @@ class Trainer(PPOTrainer[Policy]):
             )
         self.model.policy.load_state_dict(critic, strict=False)
         return told
+
+    def _by_my_tasks(self, weight: Tensor, theirs: Sequence[Sequence[Any]], folder: Path) -> Tensor:
+        """Weights of the critic's columns, those of tasks put where this training has them.
+
+        A column each tells which task it is. Tasks that the other training had not begin with no
+        weight: all else that the critic knows holds for them.
+        """
+        places = {task: i for i, task in enumerate(dict.fromkeys(str(row[0]) for row in theirs))}
+        names = list(dict.fromkeys(str(row[0]) for row in self._tasks()))
+        by_family = [len(tasks) > MAX_TASKS for tasks in (places, names)]
+        if all(by_family):
+            return weight  # its columns are of families, by their names
+        if any(by_family):
+            raise ConfigurationError(
+                f"The critic in {folder} tells {len(places)} tasks apart, this training has "
+                f"{len(names)}; beyond {MAX_TASKS} a critic is told families alone. Begin from its "
+                "policy alone, NAME.json."
+            )
+        start = len(FEATURES)
+        codes, rest = weight[:, start : start + len(places)], weight[:, start + len(places) :]
+        moved = weight.new_zeros(len(weight), len(names))
+        for i, name in enumerate(names):
+            if name in places:
+                moved[:, i] = codes[:, places[name]]
+        return torch.cat([weight[:, :start], moved, rest], 1)
 
     def critic_version(self) -> int:
         """Of what the privileged columns mean."""

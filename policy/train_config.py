@@ -52,8 +52,9 @@ class TrainConfig(PPOConfig):
         start: A policy file to begin from instead of imitating: `lhopt train --from`. Of the same
             controls and LSTM size; what it does not read of today's features weighs nothing at
             first, and the critic begins afresh. Or the folder of another training: what it
-            exports, and its critic as it is now, so that `critic_warmup` may be 0. Its checkpoint
-            is unpickled: take folders from nobody that you would not take code from.
+            exports, and its critic as it is now, so that `critic_warmup` may be 0; it may have
+            had other tasks. Its checkpoint is unpickled: take folders from nobody that you would
+            not take code from.
         selection: How the exported policy turns probabilities into decisions.
     """
 

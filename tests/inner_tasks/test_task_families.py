@@ -195,8 +195,12 @@ def test_a_drawn_language_has_frequent_and_rare_words_that_depend_on_those_befor
     assert max(behind) > 3 * (min(behind) + 0.01)
 
 
-def test_few_rows_are_the_first_of_many() -> None:
-    few, more = (_family("clusters-few").build({"rows": n}) for n in (300, 600))
+@pytest.mark.parametrize(
+    "family", ["clusters-few", "forest-few", "signal-few", "texture-few", "docs-few",
+               "coordinate-few", "chaos-few"],
+)  # fmt: skip
+def test_few_rows_are_the_first_of_many(family: str) -> None:
+    few, more = (_family(family).build({"rows": n}) for n in (300, 600))
     assert len(few.arrays("train")[0]) == 300
     assert torch.equal(few.arrays("train")[0], more.arrays("train")[0][:300])
     for split in SPLITS[1:]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lhopt.core.errors import ConfigurationError
-from lhopt.optimizers import ADAMW, STEERABLE, SteerableAdamW, StepRule, steerable_adamw
+from lhopt.optimizers import ADAMW, STEERABLE, SteerableAdamW, StepRule, pack, steerable_adamw
 from lhopt.optimizers.blocks import matrices
 from lhopt.optimizers.orthogonal import NS_COEFFICIENTS, orthogonalise
 from lhopt.optimizers.update import (
@@ -402,6 +402,100 @@ def test_a_checkpoint_whose_numbers_are_tensors_goes_on_alike() -> None:
     _train(other_net, other, range(4, 8))
     for p, q in zip(net.parameters(), other_net.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_numbers_of_one_run_are_the_same_as_floats_and_as_tensors(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """On a device they are tensors; here both, by what turns a value into a number."""
+
+    def column(value: Any, device: torch.device) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=device).reshape(1, 1)
+
+    def square(gradients: list[Tensor]) -> Tensor:
+        return torch.stack([g.double().square().sum() for g in gradients]).sum().view(1, 1)
+
+    for rule in (STEERABLE, StepRule(trust_power=0.5, relative_eps=True, clip=True), ADAMW):
+        finals = []
+        for tensors in (False, True):
+            with monkeypatch.context() as patch:
+                if tensors:
+                    patch.setattr(steerable_adamw, "placed", column)
+                    patch.setattr(pack, "placed", column)
+                    patch.setattr(steerable_adamw, "_square_on_cpu", square)
+                params = start(5, dtype)
+                optimizer = SteerableAdamW(params, lr=0.01, rule=rule)
+                for step in range(20):
+                    optimizer.param_groups[0].update(face_values(values(step + 20, 1)))
+                    drive(optimizer, params, range(step, step + 1))
+                finals.append(torch.cat([p.reshape(-1) for p in params]))
+        tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+        torch.testing.assert_close(finals[0], finals[1], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_moves_as_float64_does(dtype: torch.dtype) -> None:
+    """With gradients whose root mean square is near the smallest that float16 can hold."""
+    moved = []
+    for kind in (dtype, torch.float64):
+        p = torch.zeros(64).to(kind)  # around which half precision is finest
+        optimizer = SteerableAdamW([p], lr=0.01)
+        for step in range(5):
+            generator = torch.Generator().manual_seed(step)
+            p.grad = (0.01 + 0.003 * torch.randn(64, generator=generator)).to(kind)
+            optimizer.step()
+        moved.append(p.double())
+    assert float((moved[0] - moved[1]).norm() / moved[1].norm()) < 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [STEERABLE, StepRule(trust_power=1.0), StepRule(orthogonal=True)],
+    ids=["steerable", "lamb", "muon"],
+)
+def test_no_rate_and_no_gradient_leave_every_dtype_as_it_is(
+    rule: StepRule, dtype: torch.dtype
+) -> None:
+    params = [torch.full((8, 8), 2.0, dtype=dtype), torch.full((3,), 2.0, dtype=dtype)]
+    optimizer = SteerableAdamW(params, lr=0.0, rule=rule)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    optimizer.step()
+    assert all(torch.equal(p, torch.full_like(p, 2.0)) for p in params)
+    fresh = SteerableAdamW(params, weight_decay=0.0, rule=rule)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    fresh.step()
+    assert all(torch.equal(p, torch.full_like(p, 2.0)) for p in params)
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+def test_norms_beyond_float32s_squares_are_known(scale: float) -> None:
+    rule = replace(PLAIN, clip=True, clip_decay=0.9)
+    p = torch.zeros(4, 4)
+    optimizer = SteerableAdamW([p], clip_ratio=0.5, rule=rule)
+    for factor, clipped in ((1.0, 0.0), (0.4, 0.0), (0.9, 1.0)):
+        p.grad = torch.full((4, 4), scale * factor)
+        optimizer.step()
+        assert optimizer.last_clipped == clipped
+    assert optimizer.param_groups[0]["max_norm"] == pytest.approx(4.0 * 0.9 * scale, rel=1e-5)
+
+
+def test_a_large_gradients_norm_adds_up() -> None:
+    g = torch.full((3_000_001,), 0.1)
+    found = steerable_adamw._square_on_cpu([g, g[:1], g[:0]])
+    assert found == pytest.approx(float(g.double().square().sum()) + 0.01, rel=1e-4)
+
+
+def test_betas_that_take_nothing_in_raise_nothing() -> None:
+    p = torch.ones(2, 2)
+    optimizer = SteerableAdamW([p])
+    optimizer.param_groups[0]["betas"] = (1.0, 0.99)  # as an adventurous schedule may set them
+    p.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert torch.isfinite(p).all()
 
 
 def test_matrices_of_one_shape_are_orthogonalised_as_each_alone() -> None:

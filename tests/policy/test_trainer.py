@@ -16,10 +16,12 @@ from lhopt.core.errors import ConfigurationError, ResumeError
 from lhopt.core.features import FEATURES
 from lhopt.env.config import EnvConfig
 from lhopt.env.pool import TaskPool
+from lhopt.env.privileged import MAX_TASKS
+from lhopt.inner_tasks.registry import get_task
 from lhopt.policy.artifact import load, save
 from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, run
 from lhopt.policy.imitation import ACTOR
-from lhopt.policy.train import Trainer
+from lhopt.policy.train import READS_TASK, Trainer
 from lhopt.policy.train_config import TrainConfig
 
 CONFIG = TrainConfig(
@@ -256,17 +258,53 @@ def test_a_training_begins_from_another_with_its_critic(pool: TaskPool, tmp_path
     blind = replace(config, privileged=False)
     with pytest.raises(ConfigurationError, match="is of another size"):
         Trainer(blind, tmp_path / "third", pool, pool).warm_start()
+    without = Trainer(replace(CONFIG, privileged=False), tmp_path / "blind", pool, pool)
+    without.learn()
+    goes_on = replace(blind, start=str(tmp_path / "blind"))
+    Trainer(goes_on, tmp_path / "blind again", pool, pool).warm_start()
+    sees = replace(config, start=str(tmp_path / "blind"))
+    with pytest.raises(ConfigurationError, match="is of another size"):
+        Trainer(sees, tmp_path / "sees", pool, pool).warm_start()
     path = tmp_path / "first" / "checkpoint.pt"
     state = torch.load(path, weights_only=False)
     torch.save({**state, "tasks": [*state["tasks"], ["other/1", 100]]}, path)
-    with pytest.raises(ConfigurationError, match="by their place"):
+    with pytest.raises(ConfigurationError, match="is of another size"):
         Trainer(config, tmp_path / "other", pool, pool).warm_start()
-    torch.save({**torch.load(path, weights_only=False), "critic": -1}, path)
+    torch.save({**state, "critic": -1}, path)
     with pytest.raises(ConfigurationError, match="another version of lhopt"):
         Trainer(config, tmp_path / "fourth", pool, pool).warm_start()
     path.unlink()
     with pytest.raises(ResumeError, match="name its folder or its policy"):
         Trainer(config, tmp_path / "fifth", pool, pool).warm_start()
+
+
+def test_a_critic_finds_its_tasks_among_those_of_another_training(
+    pool: TaskPool, tmp_path: Path
+) -> None:
+    first = Trainer(CONFIG, tmp_path / "first", pool, pool)
+    first.learn()
+    entry = pool.entries[0]
+    spec = replace(entry.spec, task="noisy-quadratic/9")
+    new = replace(entry, spec=spec, task=get_task("noisy-quadratic/9"))
+    wider = TaskPool([pool.entries[1], new, pool.entries[0]])
+    config = replace(CONFIG, start=str(tmp_path / "first"), critic_warmup=0)
+    second = Trainer(config, tmp_path / "second", wider, pool)
+    second.warm_start()
+    before, after = (t.model.policy.state_dict()[READS_TASK] for t in (first, second))
+    n = len(FEATURES)
+    assert not torch.equal(before[:, n], before[:, n + 1])
+    assert torch.equal(after[:, :n], before[:, :n])
+    assert torch.equal(after[:, n], before[:, n + 1])
+    assert not after[:, n + 1].any()
+    assert torch.equal(after[:, n + 2], before[:, n])
+    assert torch.equal(after[:, n + 3 :], before[:, n + 2 :])
+
+    path = tmp_path / "first" / "checkpoint.pt"
+    state = torch.load(path, weights_only=False)
+    many = [[f"noisy-quadratic/{i}", 20] for i in range(MAX_TASKS + 1)]
+    torch.save({**state, "tasks": many}, path)
+    with pytest.raises(ConfigurationError, match="told families alone"):
+        Trainer(config, tmp_path / "third", wider, pool).warm_start()
 
 
 def test_a_policy_that_reads_fewer_features_goes_on_as_it_was(
