@@ -1,4 +1,4 @@
-"""Families on drawn grey images of 12 x 12: how many spots there are, which way stripes run."""
+"""Families on drawn images of 12 x 12: how many spots, which way stripes run, where water runs."""
 
 from __future__ import annotations
 
@@ -122,3 +122,62 @@ class GratingsMixer(SupervisedFamily):
         shape = (config["activation"], config["norm"], config["init_gain"])
         net = Mixer(SIDE, 4, config["width"], config["depth"], 2, *shape)
         return net, _gratings(config["noise"], config["data_seed"])
+
+
+@cache
+def _ground(porous: float, seed: int) -> Dataset:
+    """Porous ground; the target is how deep water gets, from above, as a share of the depth."""
+    rng = generator("ground", int(100 * porous), seed)
+    n = n_drawn(_ROWS)
+    open_ = rng.random((n, SIDE, SIDE)) < porous + rng.uniform(-0.1, 0.1, (n, 1, 1))
+    wet = np.zeros_like(open_)
+    wet[:, 0] = open_[:, 0]
+    while True:  # into every open neighbour, until nothing changes
+        near = wet.copy()
+        near[:, 1:] |= wet[:, :-1]
+        near[:, :-1] |= wet[:, 1:]
+        near[:, :, 1:] |= wet[:, :, :-1]
+        near[:, :, :-1] |= wet[:, :, 1:]
+        near &= open_
+        if (near == wet).all():
+            break
+        wet = near
+    depth = (wet.any(2) * np.arange(1, SIDE + 1)).max(1) / SIDE
+    return in_order(
+        open_.reshape(n, -1).astype(float), depth[:, None], 1, kind="values", per_column=False
+    )
+
+
+class GroundCNN(SupervisedFamily):
+    """Tell how deep water gets into porous ground, with strided convolutions.
+
+    Data: 6,144 pieces of ground, each cell open or not around the share at which water gets through
+    (percolation): what one cell is may decide.
+    Model: 1 to 3 convolutions of 3x3, stride 2, 6 to 12 channels at first, and a linear layer.
+    Drawn: porosity, data seed, channels, depth, activation, norm (none or layer), loss, batch size,
+    gain, scales, target noise.
+    Source: Broadbent and Hammersley, 1957; strides after Springenberg et al., 2014,
+    arXiv:1412.6806.
+    """
+
+    name = "ground-cnn"
+    dataset = "ground"
+    architecture = "strided-cnn"
+    settings: ClassVar[Settings] = {
+        "porous": (0.6, (0.5, 0.6, 0.7)),
+        "data_seed": (1, DATA_SEEDS),
+        "channels": (8, (6, 8, 12)),
+        "depth": (2, (1, 2, 2, 3)),
+        "activation": ("relu", ALL_ACTIVATIONS),
+        "norm": ("none", ("none", "layer")),
+        "loss": ("squared-error", VALUE_LOSSES),
+        "batch_size": (32, (16, *BATCH_SIZES)),
+    }
+
+    def make(self, config: Config) -> tuple[Net, Dataset]:
+        """A `StridedCNN` with one output."""
+        channels = tuple(config["channels"] * 2**i for i in range(config["depth"]))
+        shape = (config["activation"], config["norm"], config["init_gain"])
+        return StridedCNN(1, SIDE, channels, 1, *shape), _ground(
+            config["porous"], config["data_seed"]
+        )

@@ -34,6 +34,7 @@ VALID_FAMILIES: tuple[str, ...] = (
 COMPARE_FAMILIES: tuple[str, ...] = (
     "formula-resmlp", "automaton-gated", "pendulum-mlp", "prices-mlp", "spectra-few", "spots-cnn",
     "gratings-mixer", "facts-distmult", "meetings-mlp", "recall-linear",
+    "ground-cnn", "molecules-graphnet", "hands-mlp", "ballots-mlp", "tides-conv", "rhythms-rnn",
 )  # fmt: skip
 
 
