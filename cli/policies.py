@@ -74,6 +74,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="with --left-out, other policies on the same tasks",
     )
     compare.add_argument("--validates", action="store_true", help="runs report a validation loss")
+    compare.add_argument(
+        "--blunt",
+        action="store_true",
+        help="keep tasks whose tuned baseline gains little by more steps, which are left out: a "
+        "loss within the noise of its own runs is at most 0.4 octaves there",
+    )
     compare.add_argument("--processes", type=int, default=2, help="tasks run at once")
     parser.set_defaults(func=run)
 
@@ -121,6 +127,7 @@ def _compare(args: argparse.Namespace) -> int:
         decades=args.decades,
         longest=args.longest,
         validates=args.validates,
+        keep_blunt=args.blunt,
     )
     with tqdm(unit="task", leave=False) as bar:
 

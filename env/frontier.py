@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,25 @@ class Frontier:
         octaves = np.log2(self.budgets[i + 1] / self.budgets[j])
         slope = (np.log(envelope[j]) - np.log(envelope[i + 1])) / octaves
         return float(self.noise / slope) if slope > 0 else float("inf")
+
+    def sharpened(self, resolution: float) -> Frontier:
+        """The same, read no finer than its noise allows: so that `resolution` is at most this.
+
+        Between budgets the loss falls by at least `noise / resolution` per octave, counted from
+        budget 1 either way. Where it really falls by more, nothing changes; where more steps gain
+        next to nothing, as over few rows seen often, a loss within the noise stays within
+        `resolution` octaves, and one far above it counts as far behind.
+
+        Args:
+            resolution: Octaves, above 0.
+        """
+        one, least = self.budgets.index(1.0), self.noise / resolution
+        octaves = np.log2(self.budgets)
+        logs = np.log(np.maximum(np.minimum.accumulate(self.losses), 1e-12))
+        falls = np.maximum(-np.diff(logs), least * np.diff(octaves))
+        down = np.concatenate([[0.0], np.cumsum(falls)])
+        losses = np.exp(logs[one] - (down - down[one]))
+        return replace(self, losses=tuple(float(v) for v in losses))
 
     @property
     def edge(self) -> bool:

@@ -167,6 +167,7 @@ def build_pool(
     config: FrontierConfig | None = None,
     processes: int = 1,
     max_resolution: float = MAX_RESOLUTION,
+    keep_blunt: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
     cost: Callable[[InnerTask], float] | None = None,
     steps_power: float = 0.5,
@@ -180,6 +181,7 @@ def build_pool(
         processes: Frontiers measured at once.
         max_resolution: Tasks with a blunter frontier (octaves) or an optimum on the edge of the
             rates are left out, and named in the log.
+        keep_blunt: Keep the blunter ones instead, read as `Frontier.sharpened` reads them.
         progress: Called with done, total and the task's name.
         cost: Gives `Entry.cost`.
         steps_power: As in `TaskPool`, like the next.
@@ -213,7 +215,7 @@ def build_pool(
     for spec, found in zip(specs, frontiers, strict=True):
         if isinstance(found, str):
             left_out.append(f"{spec.task}: {found}")
-        elif found.resolution > max_resolution or found.edge:
+        elif (found.resolution > max_resolution and not keep_blunt) or found.edge:
             left_out.append(
                 f"{spec.task}: resolution {found.resolution:.2f} octaves, best rate "
                 f"{found.best_rates[found.budgets.index(1.0)]:g} of {min(found.rates):g} to "
@@ -221,6 +223,8 @@ def build_pool(
             )
         else:
             task = get_task(spec.task)
+            if found.resolution > max_resolution:
+                found = found.sharpened(max_resolution)
             entries.append(Entry(spec, task, found, cost(task) if cost else 1.0))
     for line in left_out:
         logger.info("task left out: %s", line)

@@ -48,6 +48,7 @@ class CompareConfig:
         runs: Runs of a policy and task, each with a seed and a start of its own.
         longest: Tasks of more steps are left out.
         validates: Whether runs report a validation loss.
+        keep_blunt: See `build_pool`: tasks whose tuned baseline gains little by more steps too.
         bounds: Octaves that a run counts, at least and at most: as in a training's evaluation.
     """
 
@@ -56,6 +57,7 @@ class CompareConfig:
     runs: int = 8
     longest: int = 2000
     validates: bool = False
+    keep_blunt: bool = False
     bounds: tuple[float, float] = (-2.0, 1.5)
 
     def __post_init__(self) -> None:
@@ -166,7 +168,13 @@ def compare(
     train = TrainConfig(optimizer=optimizers[0])
     specs = unseen(train, judged or list(policies.values()), config.families)
     short = [spec for spec in specs if spec.steps <= config.longest]
-    pool = build_pool(short, config=POOL_FRONTIER, processes=processes, progress=progress)
+    pool = build_pool(
+        short,
+        config=POOL_FRONTIER,
+        keep_blunt=config.keep_blunt,
+        processes=processes,
+        progress=progress,
+    )
     work = partial(_speeds, policies=tuple(policies.values()), config=config)
     jobs = [(entry.spec, entry.frontier) for entry in pool.entries]
     workers = Workers(processes) if processes != 1 else None

@@ -91,6 +91,7 @@ def make_pools(
     pool = build_pool(
         specs,
         config=POOL_FRONTIER,
+        keep_blunt=config.keep_blunt,
         processes=processes,
         progress=(lambda i, _, name: progress(i, n, name)) if progress else None,
         cost=measure if costs else None,
@@ -102,6 +103,7 @@ def make_pools(
     valid_pool = build_pool(
         valid_specs,
         config=POOL_FRONTIER,
+        keep_blunt=config.keep_blunt,
         processes=processes,
         progress=(lambda i, _, name: progress(i + len(specs), n, name)) if progress else None,
     )

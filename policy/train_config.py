@@ -41,6 +41,8 @@ class TrainConfig(PPOConfig):
             nothing is learned. An evaluation reads no further than `EVALUATION_BOUNDS` either.
         reward_floor: See `Sb3VecEnv`'s `floor`, in octaves; 0 divides by nothing.
         tasks_per_family: Tasks drawn from each.
+        keep_blunt: See `build_pool`: train on, and evaluate with, tasks whose tuned baseline gains
+            little by more steps too.
         steps: Shortest and longest run, in inner steps.
         steps_power: See `TaskPool`.
         cost_power: See `TaskPool`; the cost of each task is measured once, before the training.
@@ -67,6 +69,7 @@ class TrainConfig(PPOConfig):
     reward_bounds: tuple[float, float] | None = EVALUATION_BOUNDS
     reward_floor: float = 0.0
     tasks_per_family: int = 8
+    keep_blunt: bool = False
     steps: tuple[int, int] = (150, 2000)
     steps_power: float = 1.0
     cost_power: float = 1.0

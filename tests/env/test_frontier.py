@@ -74,6 +74,21 @@ def test_resolution_is_noise_over_slope(frontier: Frontier) -> None:
     assert replace(frontier, best_rates=(0.1, 1.0, 0.1)).edge
 
 
+def test_a_blunt_frontier_is_read_no_finer_than_its_noise_allows(frontier: Frontier) -> None:
+    assert frontier.sharpened(0.4).losses == pytest.approx(frontier.losses)  # sharp enough
+    blunt = replace(frontier, losses=(1.001, 1.0, 1.2), noise=0.1)
+    read = blunt.sharpened(0.4)
+    assert read.resolution == pytest.approx(0.4)
+    # a standard deviation of noise is 0.4 octaves either way, four of them an octave and a half
+    losses = np.exp(np.array([0.1, 0.0, -0.1, 0.4]))
+    assert read.log2_speed(losses[:3]) == pytest.approx([-0.4, 0.0, 0.4], abs=1e-6)
+    assert -2.0 < float(read.log2_speed(losses[3])) < -1.0
+    assert float(blunt.log2_speed(losses[0])) < -1.0
+    # one that falls before budget 1 and not after it keeps its fall
+    half = replace(frontier, losses=(2.0, 1.0, 1.0), noise=0.1).sharpened(0.4)
+    assert half.losses == pytest.approx((2.0, 1.0, np.exp(-0.25)))
+
+
 def test_the_baseline_rate_warms_up_and_falls_to_nothing() -> None:
     rates = cosine(np.array([1.0, 2.0]), np.array([100, 50]), 0, 100)
     assert rates.shape == (100, 2)
@@ -222,3 +237,7 @@ def test_a_pool_leaves_out_blunt_tasks_and_says_so(
         build_pool(specs, config=TINY, max_resolution=0, progress=lambda i, n, name: seen.append(i))
     assert seen == [1, 2]
     assert caplog.text.count("left out") == 2
+    kept = build_pool(specs, config=TINY, max_resolution=1e-3, keep_blunt=True)
+    inside = [s for s, f in zip(specs, frontiers, strict=True) if not f.edge]
+    assert [e.spec for e in kept.entries] == inside
+    assert all(e.frontier.resolution <= 1e-3 * (1 + 1e-6) for e in kept.entries)
