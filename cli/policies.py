@@ -22,7 +22,7 @@ _RIGHT = {3, 5}  # columns of numbers
 _LEGEND = """\
 Octaves of speed: 0 is as fast as AdamW with rate and weight decay tuned, 1 twice as fast; each run
 counts within -2 and 1.5. "hold" keeps the default rate. Means over families; in brackets 95%,
-families and tasks resampled. Tasks whose frontier is blunt fall out."""
+families and tasks resampled. Tasks whose frontier is blunt {blunt}."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -156,7 +156,11 @@ def _compare(args: argparse.Namespace) -> int:
         judged, base = (0, i) if args.left_out else (i, 0)
         gap, low, high = found.gaps(base)[judged]
         print(f"{names[judged]} over {names[base]}: {gap:+.3f} ({low:+.3f} to {high:+.3f})")
-    print(_LEGEND)
+    print(
+        _LEGEND.format(
+            blunt="are read no finer than their noise allows" if args.blunt else "fall out"
+        )
+    )
     return 0
 
 
