@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 Number = Tensor | float
+#: Types with too few digits, or too little range, for sums of squares.
+HALF = (torch.float16, torch.bfloat16)
 
 
 def root(x: Number) -> Number:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .numbers import HALF
+
 #: Quintic coefficients, as torch.optim.Muon (Jordan, 2024).
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 #: Matrices at least this many times as wide as high are orthogonalised through their Gram matrix.
@@ -36,7 +38,7 @@ def _wide_way_round(x: Tensor, steps: int, least: float) -> Tensor:
     if not steps:
         return x / x.square().sum(2, keepdim=True).sqrt().clamp_min(least)
     rows, columns = x.shape[1:]
-    wide, half = columns >= GRAM_ASPECT * rows, x.dtype in (torch.float16, torch.bfloat16)
+    wide, half = columns >= GRAM_ASPECT * rows, x.dtype in HALF
     if half or not wide:
         x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(least)
     if wide:

@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from ..core.errors import ConfigurationError
 from .blocks import Scratch, matrices
-from .numbers import Number, flat, placed
+from .numbers import HALF, Number, flat, placed
 from .pack import PACKED, Pack, packs
 from .update import (
     STEERABLE,
@@ -32,7 +32,6 @@ _KEYS = ("lr", "betas", "eps", "weight_decay", "clip_ratio")
 _GLOBAL = ("max_norm", "mean_square", "product2")
 #: State that stays float64 whatever the parameter's dtype is.
 _PRODUCTS = ("product1", "product2")
-_HALF = (torch.float16, torch.bfloat16)
 #: Squares that are summed in float32 before they are summed in float64.
 _PIECE = 1 << 16
 
@@ -429,7 +428,7 @@ def _square_on_cpu(gradients: list[Tensor]) -> float:
     """
     total = 0.0
     for g in gradients:
-        wider = torch.float32 if g.dtype in _HALF else None
+        wider = torch.float32 if g.dtype in HALF else None
         if g.numel() <= _PIECE:
             norms = [float(torch.linalg.vector_norm(g, dtype=wider))]
         else:

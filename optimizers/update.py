@@ -16,13 +16,12 @@ from torch import Tensor
 
 from ..core.errors import ConfigurationError, UnknownNameError
 from .blocks import Matrix, Scratch, alike, outside
-from .numbers import Number, at_least, larger, root, where
+from .numbers import HALF, Number, at_least, larger, root, where
 from .orthogonal import orthogonalise
 
 BIAS_CORRECTIONS = ("running", "step")
 #: What a norm, or a bias correction, is divided by at least.
 _NORM = 1e-30
-_HALF = (torch.float16, torch.bfloat16)
 #: Of what the fields of a rule mean. 2: cautious updates keep entries without a gradient.
 RULE_VERSION = 2
 
@@ -329,9 +328,8 @@ def _factors(
     dtype: torch.dtype,
 ) -> _Factors:
     c1, c2 = corrections(rule, state, hyper)
-    root2, eps = root(c2), hyper.eps * state.gradient_rms
-    unit = 1.0 / at_least(c1, _NORM)
-    adam = hyper.lr / at_least(c1, _NORM)
+    root2, c1, eps = root(c2), at_least(c1, _NORM), hyper.eps * state.gradient_rms
+    unit, adam = 1.0 / c1, hyper.lr / c1
     if not rule.elementwise:
         # sqrt(v / c2) + eps without its division by sqrt(c2), which is no pass over a block then
         eps, unit = eps * root2, unit * root2
@@ -377,8 +375,9 @@ def _steered_update(
         _orthogonalised(rule, f, inside, ahead, param, update)
     elif inside:
         _trusted(rule, f, inside, param, update)
+    of_vectors = f.adam * rule.vector_scale
     for part in vectors:
-        update[:, part].mul_(f.adam * rule.vector_scale)
+        update[:, part].mul_(of_vectors)
     return update
 
 
@@ -438,20 +437,20 @@ def _trust(rule: StepRule, inside: Sequence[Matrix], param: Tensor, norms_u: Ten
 
 def _norm(rows: Tensor) -> Tensor:
     """Norm of each row, `(K,)`; of half precision in float32, which has room for what follows."""
-    wider = torch.float32 if rows.dtype in _HALF else None
+    wider = torch.float32 if rows.dtype in HALF else None
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=wider)
     return norms
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     """A number per matrix, `(matrices, 1)`, in the dtype that norms have."""
-    dtype = torch.float32 if like.dtype in _HALF else like.dtype
+    dtype = torch.float32 if like.dtype in HALF else like.dtype
     return torch.tensor(values, dtype=dtype, device=like.device).unsqueeze(1)
 
 
 def _held(factors: Tensor, dtype: torch.dtype) -> Tensor:
     """In the parameters' dtype, and finite there: times an update of 0 it must stay 0."""
-    return factors.clamp_max(torch.finfo(dtype).max).to(dtype) if dtype in _HALF else factors
+    return factors.clamp_max(torch.finfo(dtype).max).to(dtype) if dtype in HALF else factors
 
 
 def _row(x: Number) -> Number:

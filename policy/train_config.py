@@ -33,7 +33,8 @@ class TrainConfig(PPOConfig):
         families: Training families; those whose data is missing are left out, and said so.
         leave_out: Those of them that are not trained on, to judge the recipe by; see `folds`.
         valid_families: Families of the periodic evaluation.
-        valid_per_family: Tasks drawn from each of them; those with a blunt frontier fall out. Few
+        valid_per_family: Tasks drawn from each of them; without `keep_blunt` those with a
+            blunt frontier fall out. Few
             mislead: with 3 each, an evaluation preferred another checkpoint than 18 tasks did.
         reward_bounds: Octaves of speed that a run can earn the learner, at least and at most,
             inside the environment's `speed_bounds`. Without the upper one, tasks that are won

@@ -73,6 +73,13 @@ def test_the_command_prints_a_row_per_family_and_each_gap(
     assert mean.startswith("mean over families")
     assert gap.startswith(f"{HELD} over random: ")
     assert legend.startswith("Octaves of speed")
+    words[1] = "ballots-mlp"  # of its tasks, the only one that is so short is blunt
+    assert main(["policies", "compare", path, *words]) == 2
+    assert "No task is left" in capsys.readouterr().err
+    assert main(["policies", "compare", path, *words, "--blunt"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split()[:2] == ["ballots-mlp", "1"]
+    assert "blunt are read no finer" in " ".join(out.split())
     assert main(["policies", "compare", path, "steerable"]) == 2
     assert "give policies of one optimizer" in capsys.readouterr().err
     assert main(["policies", "compare", path, "--decades", "nan"]) == 2
