@@ -37,6 +37,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     words.add_parser("list", help="the bundled policies (the default)")
     show = words.add_parser("show", help="what one policy reads, steers and was trained on")
     show.add_argument("policy", metavar="NAME", help="name or path of a policy")
+    combine = words.add_parser(
+        "combine",
+        help="several policies as one that answers with the mean of their logits",
+        description="Write FOLDER/NAME.json and NAME.safetensors: one policy whose logits are the "
+        "mean of those of the given ones, served like any other. They must steer the same "
+        "controls under the same schedule.",
+    )
+    combine.add_argument("folder", metavar="FOLDER", type=Path, help="where to write it")
+    combine.add_argument("policies", metavar="PATH_OR_NAME", nargs="+", help="what to combine")
+    combine.add_argument("--name", required=True, help="the new policy's name")
     verify = words.add_parser("verify", help="check files; exit status 1 if one is broken")
     verify.add_argument("policies", metavar="PATH_OR_NAME", nargs="+", help="what to check")
     compare = words.add_parser(
@@ -87,7 +97,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked; 0, 1 if a policy is broken, 2 if there is none of that name.
 
-    2 also where policies cannot be compared.
+    2 also where policies cannot be compared or combined.
     """
     try:
         if args.what == "show":
@@ -95,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if args.what == "compare":
             return _compare(args)
+        if args.what == "combine":
+            return _combine(args)
         if args.what == "verify":
             return max([_verify(name) for name in args.policies])
         return _list()
@@ -161,6 +173,16 @@ def _compare(args: argparse.Namespace) -> int:
             blunt="are read no finer than their noise allows" if args.blunt else "fall out"
         )
     )
+    return 0
+
+
+def _combine(args: argparse.Namespace) -> int:
+    from ..policy.artifact import save
+    from ..policy.combine import combine
+
+    policy = combine([_find(name) for name in args.policies], args.name)
+    path = save(policy, args.folder)
+    print(f"{path}: {policy.name} {policy.digest[:12]}, an LSTM of {policy.hidden_size}")
     return 0
 
 
@@ -236,6 +258,10 @@ def _page(policy: Policy) -> list[str]:
     if not training:
         return [*lines, "", "no training report"]
     lines += ["", "training"]
+    lines += [
+        f"  combined     {part['name']} {part['digest'][:12]}"
+        for part in training.get("combined", ())
+    ]
     if "updates" in training:
         lines.append(f"  updates      {training['updates']}")
     if "cpu_seconds" in training:

@@ -9,10 +9,15 @@ from ..inner_tasks.registry import family_of
 
 
 def lineage(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A policy's training, then those of the policies that it began from, by its manifest."""
+    """A policy's training, then those of the policies that it comes from, by its manifest.
+
+    It comes from the one that its training began from, or from those that were combined.
+    """
     stage: Mapping[str, Any] | None = training
     while stage:
         yield stage
+        for part in stage.get("combined", ()):
+            yield from lineage(part.get("training", {}))
         stage = stage.get("from", {}).get("training")
 
 

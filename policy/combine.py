@@ -1,0 +1,104 @@
+"""Several policies as one: their mean logits, from one network of the same format.
+
+What PPO makes of a task differs from one policy to the next by more than the policies differ over
+many tasks; their mean differs less (deep ensembles: Lakshminarayanan et al., 2017,
+arXiv:1612.01474). LSTMs side by side are an LSTM whose matrices are blocks on a diagonal, so what
+serves one policy serves the combination, unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..core.errors import ConfigurationError
+from ..core.features import FEATURES
+from ..core.types import FloatArray
+from .artifact import Policy
+
+
+def combine(policies: Sequence[Policy], name: str) -> Policy:
+    """One policy that answers with the mean of several policies' logits.
+
+    Its LSTM is as wide as theirs together, and each remembers what it remembers alone. It reads
+    what any of them reads.
+
+    Args:
+        policies: Two or more that steer the same controls by the same choices, under one schedule.
+        name: The new policy's name.
+
+    Raises:
+        ConfigurationError: Fewer than two, one given twice, or they differ in controls, schedule,
+            optimizer or selection.
+    """
+    digests = [policy.digest for policy in policies]
+    if len(digests) < 2 or len(set(digests)) < len(digests):
+        raise ConfigurationError(
+            f"Got {', '.join(p.name for p in policies) or 'no policy'}; give two or more policies, "
+            "each once."
+        )
+    first = policies[0]
+    for policy in policies[1:]:
+        differ = [
+            part
+            for part in ("controls", "schedule", "optimizer", "selection")
+            if getattr(policy, part) != getattr(first, part)
+        ]
+        if differ:
+            raise ConfigurationError(
+                f"Policies {first.name!r} and {policy.name!r} differ in {', '.join(differ)}; "
+                "only policies that agree in them can be combined."
+            )
+    read = {feature for policy in policies for feature in policy.features}
+    features = tuple(feature for feature in FEATURES if feature in read)
+    parts = [policy.weights for policy in policies]
+    weights = {
+        "lstm.weight_ih": _gates([_columns(policy, features) for policy in policies]),
+        "lstm.weight_hh": _gates([w["lstm.weight_hh"] for w in parts], diagonal=True),
+        "lstm.bias": _gates([w["lstm.bias"] for w in parts]),
+        "hidden.weight": _diagonal([w["hidden.weight"] for w in parts]),
+        "hidden.bias": np.concatenate([w["hidden.bias"] for w in parts]),
+        "head.weight": np.concatenate([w["head.weight"] for w in parts], axis=1) / len(parts),
+        "head.bias": np.mean([w["head.bias"] for w in parts], axis=0),
+    }
+    return Policy(
+        name=name,
+        features=features,
+        controls=first.controls,
+        schedule=first.schedule,
+        selection=first.selection,
+        optimizer=first.optimizer,
+        weights={key: value.astype(np.float32) for key, value in weights.items()},
+        training={
+            "combined": [
+                {"name": p.name, "digest": p.digest, "training": dict(p.training)} for p in policies
+            ]
+        },
+    )
+
+
+def _columns(policy: Policy, features: tuple[str, ...]) -> FloatArray:
+    """Its input weights `(4H, len(features))`, 0 for what it does not read."""
+    narrow = policy.weights["lstm.weight_ih"]
+    wide = np.zeros((len(narrow), len(features)), np.float32)
+    wide[:, [features.index(feature) for feature in policy.features]] = narrow
+    return wide
+
+
+def _gates(arrays: Sequence[FloatArray], diagonal: bool = False) -> FloatArray:
+    """Rows of several LSTMs as those of one: gate by gate, the LSTMs in order within a gate."""
+    gates = zip(*(np.split(array, 4) for array in arrays), strict=True)
+    join = _diagonal if diagonal else np.concatenate
+    return np.concatenate([join(gate) for gate in gates])
+
+
+def _diagonal(blocks: Sequence[FloatArray]) -> FloatArray:
+    """A matrix with those on its diagonal and 0 elsewhere."""
+    out = np.zeros(np.sum([block.shape for block in blocks], axis=0), np.float32)
+    row = column = 0
+    for block in blocks:
+        rows, columns = block.shape
+        out[row : row + rows, column : column + columns] = block
+        row, column = row + rows, column + columns
+    return out
