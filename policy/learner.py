@@ -1,6 +1,6 @@
 """The recurrent actor-critic that is trained: sb3-contrib's, with its slow paths replaced.
 
-Two changes, numerically equal to the original (tests hold them against it), and one of its own:
+Two changes, numerically equal to the original (tests hold them against it), and two of its own:
 
 1. `_process_sequence` calls the LSTM once per batch of sequences. The original walks through time
    in Python whenever any sequence starts an episode, which in training is nearly always; but the
@@ -8,15 +8,18 @@ Two changes, numerically equal to the original (tests hold them against it), and
 2. One padded `log_softmax` replaces a Python list of `Categorical`s, one per control.
 3. An LSTM narrower than the observation reads its leading columns: the actor is given the features
    alone, and the critic the privileged columns too.
+4. Runs may explore in one direction throughout (`Leaning`), not by a new draw at every decision.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.type_aliases import Schedule as RateSchedule
 from torch import Tensor, nn
@@ -40,6 +43,8 @@ class PaddedCategorical(MultiCategoricalDistribution):
         starts = torch.tensor([0, *torch.tensor(action_dims).cumsum(0)[:-1].tolist()])
         self.index = (starts[:, None] + rows.clamp(max=width - 1)).where(self.mask, 0)
         self.log_p = torch.zeros(0)
+        #: Added to the log-probabilities of what is drawn, not of what is reported; see `Leaning`.
+        self.tilt: Tensor | None = None
 
     def proba_distribution(self, action_logits: Tensor) -> PaddedCategorical:
         """Take `(batch, sum of choices)` logits."""
@@ -63,11 +68,54 @@ class PaddedCategorical(MultiCategoricalDistribution):
     def sample(self) -> Tensor:
         """`(batch, heads)` drawn indices (Gumbel's trick)."""
         noise = -torch.empty_like(self.log_p).exponential_().log()
-        return (self.log_p + noise).argmax(-1)
+        tilted = self.log_p if self.tilt is None else self.log_p + self.tilt
+        return (tilted + noise).argmax(-1)
 
     def mode(self) -> Tensor:
         """`(batch, heads)` likeliest indices."""
         return self.log_p.argmax(-1)
+
+
+class Leaning:
+    """A preference for up or down in each control that a run keeps to its end.
+
+    A policy corrects what it has drawn a moment ago: noise in a control dies out, no run ends with
+    four times the decay that the policy has in mind, and whether that is better never shows. So
+    each run draws, per control, z from a normal distribution when it begins, and z times a move's
+    octaves (within one) is added to the move's log-probability when actions are drawn. Their
+    reported probability is without it: actions of a run then lean the same way together, and what
+    they came to counts for all of them. State-dependent exploration does so too (gSDE: Raffin et
+    al., 2021, arXiv:2005.05719, equation 7 has the marginal probability).
+
+    Args:
+        controls: What the heads steer, in order.
+        scale: Standard deviation of z.
+
+    Attributes:
+        z: `(runs, heads)`, or None before the first runs begin.
+    """
+
+    def __init__(self, controls: tuple[Control, ...], scale: float) -> None:
+        self.scale = scale
+        width = max(len(control.choices) for control in controls)
+        octaves = torch.zeros(len(controls), width)
+        for row, control in zip(octaves, controls, strict=True):
+            moves = torch.from_numpy(control.deltas / np.log(2.0)).clamp(-1.0, 1.0)
+            row[: len(moves)] = moves
+        self._octaves = octaves
+        self.z: Tensor | None = None
+
+    def tilt(self, starts: Tensor) -> Tensor:
+        """What to add to log-probabilities, `(runs, heads, most choices)`.
+
+        Args:
+            starts: `(runs,)`, not 0 where a run begins.
+        """
+        drawn = self.scale * torch.randn(len(starts), len(self._octaves))
+        if self.z is None or len(self.z) != len(starts):
+            self.z = drawn
+        self.z = torch.where(starts.cpu().bool()[:, None], drawn, self.z)
+        return self.z[:, :, None] * self._octaves
 
 
 class HyperparameterPolicy(RecurrentActorCriticPolicy):
@@ -84,6 +132,7 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         hold: Initial probability of each no-op.
         n_features: Leading columns of the observation that the actor reads; the critic reads all.
             None gives the actor all as well.
+        lean: Standard deviation of `Leaning`; 0 draws every decision anew.
         **kwargs: As in sb3-contrib's policy.
     """
 
@@ -96,9 +145,11 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         controls: tuple[Control, ...] = (),
         hold: float = 0.7,
         n_features: int | None = None,
+        lean: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self._controls, self._hold = controls, hold
+        self.leaning = Leaning(controls, lean) if lean else None
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         if n_features is not None and n_features < self.features_dim:
             wide = self.lstm_actor
@@ -115,6 +166,22 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
             with torch.no_grad():
                 self.action_net.weight.mul_(0.01)
                 self.action_net.bias.copy_(_initial_bias(self._controls, self._hold))
+
+    def forward(  # type: ignore[override]  # sb3-contrib's has these arguments
+        self,
+        obs: Tensor,
+        lstm_states: RNNStates,
+        episode_starts: Tensor,
+        deterministic: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        """As in sb3-contrib, which calls it for rollouts alone; leaning, if that is on."""
+        assert isinstance(self.action_dist, PaddedCategorical)
+        if self.leaning and not deterministic:
+            self.action_dist.tilt = self.leaning.tilt(episode_starts).to(obs.device)
+        try:
+            return super().forward(obs, lstm_states, episode_starts, deterministic)
+        finally:
+            self.action_dist.tilt = None
 
     @staticmethod
     def _process_sequence(

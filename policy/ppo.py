@@ -27,7 +27,7 @@ from ..core.errors import ConfigurationError, ResumeError
 from ..env.sb3 import Sb3VecEnv
 from .artifact import Artifact, save
 from .imitation import ACTOR
-from .learner import HyperparameterPolicy
+from .learner import HyperparameterPolicy, Leaning
 
 logger = logging.getLogger("lhopt")
 
@@ -68,6 +68,8 @@ class PPOConfig:
         evaluate_every: Updates between evaluations.
         critic_warmup: First updates that train the critic alone: a critic that knows nothing
             would undo the warm start.
+        lean: Standard deviation of a run's lasting preference in each control (`Leaning`); 0 is
+            none.
     """
 
     name: str = "policy"
@@ -89,6 +91,7 @@ class PPOConfig:
     checkpoint_every: int = 20
     evaluate_every: int = 20
     critic_warmup: int = 8
+    lean: float = 0.0
 
     @property
     def runs(self) -> int:
@@ -102,6 +105,8 @@ class PPOConfig:
                 f"updates={self.updates}, batch_size={self.batch_size}: updates must be >= 1 and "
                 f"the batch size must divide the {transitions} transitions of an update."
             )
+        if not 0.0 <= self.lean < np.inf:
+            raise ConfigurationError(f"lean is {self.lean}; a number of at least 0 is wanted.")
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -172,6 +177,9 @@ class PPOTrainer(ABC, Generic[A]):
         vec: Where it trains.
         controls: What the heads steer, if they are to begin at the no-op.
         n_features: Leading columns of an observation that the actor reads; None is all.
+
+    Raises:
+        ConfigurationError: `lean` without controls.
     """
 
     #: What a finished episode's reward is called in logs.
@@ -185,6 +193,11 @@ class PPOTrainer(ABC, Generic[A]):
         controls: tuple[Control, ...] = (),
         n_features: int | None = None,
     ) -> None:
+        if config.lean and not controls:
+            raise ConfigurationError(
+                f"lean is {config.lean}, but choices of this environment are no moves up or down; "
+                "leave it at 0."
+            )
         torch.set_num_threads(1)
         self.config: PPOConfig = config
         self.folder, self.vec = Path(folder), vec
@@ -207,6 +220,7 @@ class PPOTrainer(ABC, Generic[A]):
             policy_kwargs={
                 "controls": controls,
                 "n_features": n_features,
+                "lean": config.lean,
                 "lstm_hidden_size": config.lstm,
                 "net_arch": {"pi": [config.lstm], "vf": [config.lstm]},
                 "enable_critic_lstm": True,
@@ -297,6 +311,11 @@ class PPOTrainer(ABC, Generic[A]):
         return self.averaged, self.update
 
     @property
+    def _leaning(self) -> Leaning | None:
+        assert isinstance(self.model.policy, HyperparameterPolicy)
+        return self.model.policy.leaning
+
+    @property
     def per_update(self) -> int:
         """Environment steps of one update."""
         return self.config.n_steps * self.vec.num_envs
@@ -360,6 +379,7 @@ class PPOTrainer(ABC, Generic[A]):
             "critic": self.critic_version(),
             "curve": self.curve,
             "seconds": self.seconds,
+            "leaning": self._leaning and self._leaning.z,
             "last": (model._last_obs, model._last_episode_starts, model._last_lstm_states),
             "env": pickle.dumps(self.vec.state()),
             # SB3's buffers draw from numpy's legacy generator
@@ -386,6 +406,8 @@ class PPOTrainer(ABC, Generic[A]):
         self.started, self.parent = state["started"], state.get("parent")
         model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
         model._last_obs, model._last_episode_starts, model._last_lstm_states = state["last"]
+        if self._leaning:
+            self._leaning.z = state["leaning"]
         self.vec.load_state(pickle.loads(state["env"]))
         self._cut_curve()
         python, legacy, torch_state = state["random"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 
 from lhopt.core.controls import get_controls
@@ -72,6 +73,57 @@ def test_the_first_policy_mostly_holds() -> None:
     torch.testing.assert_close(p[:, 1, 1], torch.full((4,), 0.7), rtol=0, atol=0.02)
     assert (p[:, 0, 5] > p[:, 0, 8]).all()  # small moves before large ones
     torch.testing.assert_close(p.sum(-1), torch.ones(4, 2))
+
+
+def test_a_run_that_leans_goes_one_way_and_says_what_the_policy_says() -> None:
+    """Actions are drawn tilted; their log-probability is the policy's own."""
+    torch.manual_seed(0)
+    controls = get_controls(["learning_rate", "eps", "clip_ratio"])
+    runs = 500
+    policy = HyperparameterPolicy(
+        spaces.Box(-3, 3, (7,), np.float32),
+        spaces.MultiDiscrete([len(c.choices) for c in controls]),
+        lambda _: 1e-3,
+        controls=controls,
+        lean=0.7,
+        lstm_hidden_size=8,
+        enable_critic_lstm=True,
+    )
+    zeros = (torch.zeros(1, runs, 8), torch.zeros(1, runs, 8))
+    states, observation = RNNStates(zeros, zeros), torch.randn(runs, 7)
+    moved = torch.zeros(runs, len(controls))
+    leaning = policy.leaning
+    assert leaning is not None
+    with torch.no_grad():
+        for t in range(30):
+            starts = torch.full((runs,), float(t == 0))
+            actions, _, log_prob, _ = policy(observation, states, starts)
+            plain, _ = policy.get_distribution(observation, zeros, starts)
+            torch.testing.assert_close(plain.log_prob(actions), log_prob)
+            for j, control in enumerate(controls):
+                moved[:, j] += torch.from_numpy(control.deltas.copy())[actions[:, j]].float()
+            if t == 0:
+                first = leaning.z
+    assert first is not None
+    assert leaning.z is not None
+    assert torch.equal(first, leaning.z)  # to the run's end
+    torch.testing.assert_close(first.std(0), torch.full((3,), 0.7), rtol=0.1, atol=0.0)
+    for j in range(len(controls)):
+        correlation = torch.corrcoef(torch.stack([first[:, j], moved[:, j]]))[0, 1]
+        assert correlation > 0.6
+    # who begins anew draws anew, nobody else does
+    starts = torch.zeros(runs)
+    starts[3] = 1.0
+    with torch.no_grad():
+        policy(observation, states, starts)
+        likeliest = policy(observation, states, starts, deterministic=True)[0]
+    changed = (leaning.z != first).any(1)
+    assert changed[3]
+    assert changed.sum() == 1
+    # what is deterministic does not lean, and neither does a policy that is asked for a draw
+    assert torch.equal(likeliest, plain.mode())
+    assert isinstance(plain, PaddedCategorical)
+    assert plain.tilt is None
 
 
 @pytest.fixture(scope="module")

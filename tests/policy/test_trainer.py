@@ -27,7 +27,7 @@ from lhopt.policy.train_config import TrainConfig
 CONFIG = TrainConfig(
     name="tiny", seed=4, updates=4, n_buckets=2, runs_per_bucket=4, group_size=2, n_steps=8,
     batch_size=32, n_epochs=2, lstm=8, imitation=None, critic_warmup=3, evaluate_every=2,
-    selection="sample", env={"intervals": [4, 6]},
+    selection="sample", env={"intervals": [4, 6]}, lean=0.4,
 )  # fmt: skip
 
 
@@ -184,6 +184,20 @@ def test_more_updates_are_the_same_training_and_other_settings_are_not() -> None
     assert {c.fingerprint() for c in same} == {CONFIG.fingerprint()}
     other = [replace(CONFIG, seed=5), replace(CONFIG, env={}), replace(CONFIG, gamma=0.9)]
     assert len({c.fingerprint() for c in [CONFIG, *other]}) == 4
+
+
+def test_runs_keep_leaning_across_updates(pool: TaskPool, tmp_path: Path) -> None:
+    trainer = Trainer(replace(CONFIG, updates=1), tmp_path, pool)
+    trainer.learn()
+    leaning = trainer._leaning
+    assert leaning is not None
+    assert leaning.z is not None
+    assert leaning.z.shape == (CONFIG.runs, len(trainer.env_config.controls))
+    assert torch.equal(
+        torch.load(tmp_path / "checkpoint.pt", weights_only=False)["leaning"], leaning.z
+    )
+    with pytest.raises(ConfigurationError, match=r"lean is -0\.1; a number of at least 0"):
+        replace(CONFIG, lean=-0.1)
 
 
 def test_a_batch_that_does_not_fit_is_refused() -> None:
