@@ -1,9 +1,9 @@
 """Several policies as one: their mean logits, from one network of the same format.
 
-What PPO makes of a task differs from one policy to the next by more than the policies differ over
-many tasks; their mean differs less (deep ensembles: Lakshminarayanan et al., 2017,
-arXiv:1612.01474). LSTMs side by side are an LSTM whose matrices are blocks on a diagonal, so what
-serves one policy serves the combination, unchanged.
+Where trainings err differently, their mean errs less (deep ensembles: Lakshminarayanan et al.,
+2017, arXiv:1612.01474); policies of one descent hardly do (docs/training-log.md, entry 37). LSTMs
+side by side are an LSTM whose matrices are blocks on a diagonal, so what serves one policy serves
+the combination, unchanged.
 """
 
 from __future__ import annotations

@@ -79,13 +79,13 @@ class PaddedCategorical(MultiCategoricalDistribution):
 class Leaning:
     """A preference for up or down in each control that a run keeps to its end.
 
-    A policy corrects what it has drawn a moment ago: noise in a control dies out, no run ends with
-    four times the decay that the policy has in mind, and whether that is better never shows. So
-    each run draws, per control, z from a normal distribution when it begins, and z times a move's
-    octaves (within one) is added to the move's log-probability when actions are drawn. Their
-    reported probability is without it: actions of a run then lean the same way together, and what
-    they came to counts for all of them. State-dependent exploration does so too (gSDE: Raffin et
-    al., 2021, arXiv:2005.05719, equation 7 has the marginal probability).
+    Noise that a policy corrects in its next decisions dies out, and what a lasting change comes to
+    never shows. So each run draws, per control, z from a normal distribution when it begins, and z
+    times a move's octaves (within one) is added to the move's log-probability when actions are
+    drawn. Their reported probability is without it: actions of a run then lean the same way
+    together, and what they came to counts for all of them. State-dependent exploration holds its
+    noise over many steps and reports the marginal probability too (gSDE: Raffin et al., 2021,
+    arXiv:2005.05719).
 
     Args:
         controls: What the heads steer, in order.

@@ -224,6 +224,7 @@ def test_an_environment_that_cannot_be_trained_in_is_refused(
 
     refused(replace(config, env={"paws": 3}), "Settings of recall: pause, heads")
     refused(replace(config, baseline=True), "baseline=False")
+    refused(replace(config, lean=0.5), "no moves up or down")
     monkeypatch.setattr(Recall, "action_choices", {"answer": ("a", "b")})
     refused(config, "must agree")
     monkeypatch.setattr(Recall, "observation_names", ("cue",))
