@@ -141,13 +141,27 @@ def save(policy: Artifact, folder: str | Path) -> Path:
     """Write `NAME.safetensors` and `NAME.json` into a folder; returns the manifest's path.
 
     Both are written under other names and renamed, weights first: a reader never sees half a file.
+
+    Raises:
+        ArtifactError: It is larger than `load` would read; nothing is written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     manifest = {**policy.manifest(), "digest": policy.digest}
+    text = (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
+    weights = write_safetensors(policy.weights)
+    for part, data, most in (
+        ("manifest", text, MAX_MANIFEST_BYTES),
+        ("weights", weights, MAX_WEIGHTS_BYTES),
+    ):
+        if len(data) > most:
+            raise ArtifactError(
+                f"The {part} of policy {policy.name!r} would take {len(data)} bytes; at most "
+                f"{most} are read. Make it smaller: a narrower network, or fewer policies combined."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{policy.name}.json"
-    _replace(folder / f"{policy.name}.safetensors", write_safetensors(policy.weights))
-    _replace(target, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
+    _replace(folder / f"{policy.name}.safetensors", weights)
+    _replace(target, text)
     return target
 
 

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from lhopt.core.errors import ArtifactError, IncompatiblePolicyError
+from lhopt.policy import artifact
 from lhopt.policy.artifact import (
     MAX_WEIGHTS_BYTES,
     Policy,
@@ -39,6 +40,19 @@ def test_a_saved_policy_is_loaded_by_either_path_or_its_name(
     for name in (path, tmp_path / "random.safetensors", tmp_path / "random", str(path)):
         equal(load(name), policy)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["random.json", "random.safetensors"]
+
+
+@pytest.mark.parametrize("limit", ["MAX_WEIGHTS_BYTES", "MAX_MANIFEST_BYTES"])
+def test_what_would_not_be_loaded_is_not_written(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    save(policy, tmp_path / "whole")
+    monkeypatch.setattr(artifact, limit, 1000)
+    with pytest.raises(ArtifactError, match="at most 1000 are read"):
+        save(policy, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    with pytest.raises(ArtifactError):
+        load(tmp_path / "whole" / "random")
 
 
 def test_a_name_may_hold_a_dot(make: Callable[..., Policy], tmp_path: Path) -> None:
