@@ -85,6 +85,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     compare.add_argument("--validates", action="store_true", help="runs report a validation loss")
     compare.add_argument(
+        "--slope",
+        action="store_true",
+        help="runs report a validation loss and its slope along the weights' size, as "
+        "Tuner(validate=...) measures it",
+    )
+    compare.add_argument(
         "--blunt",
         action="store_true",
         help="keep tasks whose tuned baseline gains little by more steps, which are left out: a "
@@ -139,6 +145,7 @@ def _compare(args: argparse.Namespace) -> int:
         decades=args.decades,
         longest=args.longest,
         validates=args.validates,
+        tells_slope=args.slope,
         keep_blunt=args.blunt,
     )
     with tqdm(unit="task", leave=False) as bar:

@@ -90,6 +90,9 @@ class Backend(Protocol):
     def steered(self) -> tuple[str, ...]:
         """The controls that decisions may move."""
 
+    def reads(self, feature: str) -> bool:
+        """Whether decisions may depend on a feature; True where that is not known here."""
+
     def schedule(self) -> Schedule | None:
         """The default shape that a run without an answer follows; None if there is none."""
 
@@ -138,6 +141,10 @@ class Embedded:
             seeds=[(self._seed, index)],
         )
         return decision
+
+    def reads(self, feature: str) -> bool:
+        """Whether the policy reads it."""
+        return feature in self.policy.features
 
     def schedule(self) -> Schedule | None:
         """The policy's, unless the job brings its own."""

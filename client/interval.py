@@ -35,6 +35,7 @@ class Interval:
         offset: Steps of this interval that are done, AMP's skipped ones included until `settle`.
         losses: Losses reported in it.
         valid_loss: Latest validation value reported in it.
+        valid_slope: Its slope along the weights' size, if that was measured.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Interval:
         """Begin a new interval."""
         self.offset = 0
         self.valid_loss: float | None = None
+        self.valid_slope: float | None = None
         self.losses.clear()
         self._sums = Accumulator.empty(1)
         self._waiting: list[measurement.Measured] = []
@@ -115,7 +117,10 @@ class Interval:
         sums = self._sums.add_losses(losses[:, None]) if losses.size else self._sums
         moved = measurement.log_displacement(self._moving or [], self._start, self._max_entries)
         valid = None if self.valid_loss is None else np.array([self.valid_loss])
-        return sums.finish(log_displacement=moved, valid_loss=valid, others=self._horizons())
+        others = self._horizons()
+        if self.valid_slope is not None:
+            others["valid_slope"] = np.array([self.valid_slope])
+        return sums.finish(log_displacement=moved, valid_loss=valid, others=others)
 
     def _horizons(self) -> dict[str, FloatArray]:
         """Of the parameter group with the most entries: the others are biases and the like."""
@@ -148,6 +153,7 @@ class Interval:
             "offset": self.offset,
             "losses": list(self.losses.resolve()),
             "valid_loss": self.valid_loss,
+            "valid_slope": self.valid_slope,
             "sums": self._sums.sums[0].tolist(),
             "n_measured": self._sums.n_measured,
             "moving": None
@@ -166,6 +172,8 @@ class Interval:
         self.offset = int(state["offset"])
         self.losses.restore(state["losses"])
         self.valid_loss = None if state["valid_loss"] is None else float(state["valid_loss"])
+        found = state.get("valid_slope")  # missing in a checkpoint of before there was any
+        self.valid_slope = None if found is None else float(found)
         sums = np.asarray(state["sums"], np.float64).reshape(1, len(STEP_STATISTICS))
         self._sums = Accumulator(sums, int(state["n_measured"]))
         if state["moving"] is not None:

@@ -19,6 +19,11 @@ def _distributed() -> Any | None:
     return distributed if distributed.get_world_size() > 1 else None
 
 
+def alone() -> bool:
+    """Whether no other process trains the same model."""
+    return _distributed() is None
+
+
 def decides() -> bool:
     """Whether this process asks for decisions; it does if it is alone."""
     distributed = _distributed()

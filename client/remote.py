@@ -55,6 +55,10 @@ class Remote:
         """What the server steers; everything on offer while that is unknown."""
         return self._terms.controls if self._session is None else self._session.opened.controls
 
+    def reads(self, feature: str) -> bool:
+        """The server's policy may."""
+        return True
+
     def open(self, deadline: Deadline) -> Opening:
         """Open a session.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..core.errors import (
 )
 from ..policy import artifact, bundled
 from ..policy.artifact import Policy
+from . import ranks
 from .backends import Backend, Embedded, Terms
 from .hyperparameters import RATE, Hyperparameters
 
@@ -55,6 +56,26 @@ def positive(name: str, value: Any, what: str = "a number") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigurationError(f"{name} is {value!r}; {what} greater than 0 is wanted.")
     return float(value)
+
+
+def validation(validate: Any) -> Callable[[], Any]:
+    """A function that takes nothing and returns a held-out loss.
+
+    Raises:
+        ConfigurationError: It is none, or several processes train the model.
+    """
+    if not callable(validate):
+        raise ConfigurationError(
+            f"validate is {validate!r}; a function without arguments that returns the loss on "
+            "held-out data is wanted."
+        )
+    if not ranks.alone():
+        raise ConfigurationError(
+            "validate= is called in one process alone, and a model that several train would wait "
+            "there for the others for good. Call tuner.report_validation(loss) instead."
+        )
+    checked: Callable[[], Any] = validate
+    return checked
 
 
 def plan(total_steps: Any, decisions: Any, interval: Any) -> tuple[int, int]:

@@ -191,7 +191,7 @@ def _diverged(loss: FloatArray, before: FeatureState, name: str) -> BoolArray:
 
 def _losses(x: _Inputs) -> dict[str, FloatArray]:
     s, before = x.statistics, x.before
-    loss, valid = s["train_loss"], s["valid_loss"]
+    loss, valid, slope = s["train_loss"], s["valid_loss"], s["valid_slope"]
     first = np.isnan(before.last_loss)
     has_valid = np.isfinite(valid)
 
@@ -225,6 +225,9 @@ def _losses(x: _Inputs) -> dict[str, FloatArray]:
             0.0,
         ),
         "valid/diverged": _diverged(valid, before, "valid_loss").astype(np.float64),
+        "valid/slope_present": np.isfinite(slope).astype(np.float64),
+        # from 0.03, which is noise, to 5, a net that has learned its data by heart
+        "valid/slope": np.where(np.isfinite(slope), np.arcsinh(5.0 * slope) / 2.0, 0.0),
         "norm/ratio_previous": np.tanh(4.0 * (s["log_param_norm"] - before.last_norm)),
     }
 

@@ -51,7 +51,10 @@ INTERVAL_STATISTICS: tuple[str, ...] = (
     "log_beta2_windows",  # log of (1 - beta2) * steps
     "log_epochs",  # log of the passes over the training data; nan if the job does not tell
     "log_params_per_label",  # log of trained scalars per target value; nan if it does not tell
+    "valid_slope",  # share by which the held-out loss grows per share by which all weights grow
 )
+#: By how much the weights are scaled, both ways, to see that slope.
+SLOPE_STEP = 0.02
 STATISTICS: tuple[str, ...] = STEP_STATISTICS + INTERVAL_STATISTICS
 #: A report without these is refused; the others may be left out (read as nan).
 REQUIRED: tuple[str, ...] = ("train_loss",)
@@ -59,6 +62,26 @@ INDEX: dict[str, int] = {name: i for i, name in enumerate(STATISTICS)}
 #: Log-ratios of momentum to gradient are read this far. At a run's first step m equals g up to
 #: rounding, and log |m| / |m - g| is a large number that says only how the rounding fell.
 RATIO_BOUND = 5.0
+
+
+def slope(shrunk: FloatArray, grown: FloatArray) -> FloatArray:
+    """The held-out loss's slope along the weights' own size: d log L / d log |w|.
+
+    Above 0 smaller weights would generalise better, so that the run decays too little: the gradient
+    of a held-out loss in the direction in which weight decay moves. It is what a hypergradient of
+    the decay is made of (Bengio, 2000; Baydin et al., 2018, arXiv:1703.04782, for the rate).
+
+    Args:
+        shrunk: `(K,)` held-out loss with all weights times 1 - `SLOPE_STEP`.
+        grown: `(K,)` the same with 1 + `SLOPE_STEP`.
+
+    Returns:
+        `(K,)`, nan where a loss is not finite or both are 0.
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        level = np.abs(shrunk) / 2.0 + np.abs(grown) / 2.0
+        found = (grown - shrunk) / (2.0 * SLOPE_STEP) / level
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 @dataclass(frozen=True)

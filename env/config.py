@@ -118,6 +118,8 @@ class EnvConfig:
         intervals: Smallest and largest number of intervals of a run (one more than decisions).
         noise_scale: Multiplies the hidden start noise; 0 starts every run at `start`.
         valid_share: Share of episodes whose job reports a validation loss.
+        slope_share: Share of those whose job lets the Tuner measure that loss itself, with scaled
+            weights too (`Tuner(validate=...)`), which tells its slope.
         epochs_share: Share of episodes whose job tells how often it passes over its data.
         labels_share: Share of episodes whose job tells how many target values its data have.
         valid_examples: Examples of `inner_valid` in such a report.
@@ -137,6 +139,7 @@ class EnvConfig:
     intervals: tuple[int, int] = (25, 40)
     noise_scale: float = 1.0
     valid_share: float = 0.5
+    slope_share: float = 0.5
     epochs_share: float = 0.75
     labels_share: float = 0.75
     valid_examples: int = 128

@@ -38,6 +38,7 @@ class Draw:
         reports_valid: Whether the job reports a validation loss.
         tells_epochs: Whether the job tells how often it passes over its data.
         tells_labels: Whether it tells how many target values they have.
+        tells_slope: Whether the validation loss, if there is one, comes with its slope.
     """
 
     seeds: tuple[int, ...]
@@ -46,6 +47,7 @@ class Draw:
     reports_valid: bool
     tells_epochs: bool = False
     tells_labels: bool = False
+    tells_slope: bool = False
 
 
 def draw(config: EnvConfig, rng: np.random.Generator, n_runs: int) -> Draw:
@@ -77,6 +79,7 @@ def draw(config: EnvConfig, rng: np.random.Generator, n_runs: int) -> Draw:
         reports_valid=bool(rng.random() < config.valid_share),
         tells_epochs=bool(rng.random() < config.epochs_share),
         tells_labels=bool(rng.random() < config.labels_share),
+        tells_slope=bool(rng.random() < config.slope_share),
     )
 
 
@@ -233,13 +236,15 @@ class Episode:
         rate = self.values[:, COLUMN["learning_rate"]]
         for moments, clipped in zip(seen.moments, seen.clipped, strict=True):
             accumulated = accumulated.add_step(measure(moments, rate, clipped))
-        valid = None
-        if self.drawn.reports_valid:
+        valid, others, drawn = None, self._horizons(), self.drawn
+        if drawn.reports_valid:
             # in the unit of the train loss, as a job's: their ratio tells a run that overfits
-            found = self.runs.evaluate("inner_valid", limit=self.config.valid_examples)
-            valid = self.task.loss_scale * found
+            n = self.config.valid_examples
+            valid = self.task.loss_scale * self.runs.evaluate("inner_valid", limit=n)
+            if drawn.tells_slope:
+                others["valid_slope"] = self.runs.slope("inner_valid", limit=n)
         self.statistics = accumulated.finish(
-            log_displacement=displacement, valid_loss=valid, others=self._horizons()
+            log_displacement=displacement, valid_loss=valid, others=others
         )
         self._state, observation = features.update(self._state, self.statistics, self.situation())
         if self.finished:

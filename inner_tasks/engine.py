@@ -20,6 +20,7 @@ from torch.func import vmap
 from ..core.controls import CONTROL_NAMES
 from ..core.errors import ConfigurationError
 from ..core.moments import MOMENTS, tensor_moments
+from ..core.statistics import SLOPE_STEP, slope
 from ..core.types import BoolArray, FloatArray, IntArray
 from ..optimizers.blocks import Scratch, matrices
 from ..optimizers.numbers import cast
@@ -286,6 +287,18 @@ class BatchedRuns:
                 total += loss.double().cpu() * len(part[0])
         out = (total / n).numpy()
         return np.where(self.alive[picked] & np.isfinite(out), out, np.inf)
+
+    def slope(self, split: Split, *, limit: int | None = None) -> FloatArray:
+        """Slope of every run's loss along its weights' size, `(K,)`; see `core.statistics.slope`.
+
+        Of the raw weights, which weight decay acts on, not of their average.
+        """
+        weights, losses = self.flat, []
+        for factor in (1.0 - SLOPE_STEP, 1.0 + SLOPE_STEP):
+            self.flat = weights * factor
+            losses.append(self.evaluate(split, limit=limit, averaged=False))
+        self.flat = weights
+        return slope(*losses)
 
     def keep(self, rows: IntArray | BoolArray) -> None:
         """Go on with some of the runs only; the others are dropped."""

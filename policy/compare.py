@@ -48,6 +48,7 @@ class CompareConfig:
         runs: Runs of a policy and task, each with a seed and a start of its own.
         longest: Tasks of more steps are left out.
         validates: Whether runs report a validation loss.
+        tells_slope: Whether it comes with its slope along the weights' size.
         keep_blunt: See `build_pool`: tasks whose tuned baseline gains little by more steps too.
         bounds: Octaves that a run counts, at least and at most: as in a training's evaluation.
     """
@@ -57,6 +58,7 @@ class CompareConfig:
     runs: int = 8
     longest: int = 2000
     validates: bool = False
+    tells_slope: bool = False
     keep_blunt: bool = False
     bounds: tuple[float, float] = (-2.0, 1.5)
 
@@ -277,7 +279,8 @@ def _speeds(
         first_seed=FIRST_SEED,
         n_runs=config.runs,
         bounds=config.bounds,
-        reports_valid=config.validates,
+        reports_valid=config.validates or config.tells_slope,
+        tells_slope=config.tells_slope,
     )
     steered = [measured(partial(_controller, p), decades=config.decades) for p in policies]
     return np.array([*steered, measured(lambda _: hold, decades=0.0)])

@@ -84,6 +84,7 @@ def mean_speed(
     decades: float,
     bounds: tuple[float, float],
     reports_valid: bool = False,
+    tells_slope: bool = False,
 ) -> float:
     """Mean log2 speed within bounds, of runs whose starting rates are spread around the default.
 
@@ -96,6 +97,7 @@ def mean_speed(
         decades: How far the starts lie below and above the default rate, evenly.
         bounds: Octaves that a run counts, at least and at most.
         reports_valid: Whether the policy sees a validation loss.
+        tells_slope: Whether that loss comes with its slope along the weights' size.
     """
     base = config.steered.start["learning_rate"]
     result = run(
@@ -105,6 +107,7 @@ def mean_speed(
         seeds=range(first_seed, first_seed + n_runs),
         starts={"learning_rate": base * 10.0 ** np.linspace(-decades, decades, n_runs)},
         reports_valid=reports_valid,
+        tells_slope=tells_slope,
     )
     return float(np.clip(result.log2_speed, *bounds).mean())
 
@@ -135,6 +138,7 @@ def run(
     starts: Mapping[str, FloatArray] | None = None,
     n_intervals: int = 32,
     reports_valid: bool = False,
+    tells_slope: bool = False,
     tells_data: bool = True,
 ) -> Result:
     """Train K runs of one task under a controller.
@@ -147,6 +151,7 @@ def run(
         starts: `(K,)` starting values by control; the configuration's where not given.
         n_intervals: Intervals of a run.
         reports_valid: Whether the policy sees a validation loss.
+        tells_slope: Whether that loss comes with its slope along the weights' size.
         tells_data: Whether it is told of the data: passes over them, and target values.
     """
     start = np.full((len(seeds), N_CONTROLS), np.nan)
@@ -159,6 +164,7 @@ def run(
         reports_valid,
         tells_epochs=tells_data,
         tells_labels=tells_data,
+        tells_slope=tells_slope,
     )
     episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
     controller = make(episode)

@@ -272,7 +272,10 @@ def _evaluated(
     n_runs: int,
     bounds: tuple[float, float],
 ) -> float:
-    """A policy's mean bounded log2 speed on one task."""
+    """A policy's mean bounded log2 speed on one task.
+
+    A validation loss is reported where every run of the training reports one, and so its slope.
+    """
     entry = job if isinstance(job, Entry) else Entry(job[0], get_task(job[0].task), job[1])
     return mean_speed(
         entry,
@@ -282,4 +285,6 @@ def _evaluated(
         n_runs=n_runs,
         decades=config.steered.noise["learning_rate"],
         bounds=bounds,
+        reports_valid=config.valid_share >= 1.0,
+        tells_slope=config.valid_share >= 1.0 and config.slope_share >= 1.0,
     )

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from lhopt.core.actions import COLUMN, N_CONTROLS
 from lhopt.core.features import FEATURES
+from lhopt.core.statistics import slope
 from lhopt.env.config import EnvConfig
 from lhopt.env.episode import Draw, Episode
 from lhopt.inner_tasks import get_family
+from lhopt.inner_tasks.engine import BatchedRuns, Settings, split_params
+from lhopt.inner_tasks.registry import get_task
 from lhopt.inner_tasks.supervised import SupervisedFamily
+from lhopt.optimizers.update import STEERABLE
 
 
-def _episode(scale: float) -> Episode:
+def _episode(scale: float, tells_slope: bool = True) -> Episode:
     family = get_family("clusters-few")
     assert isinstance(family, SupervisedFamily)
     config = EnvConfig()
     start = np.full((2, N_CONTROLS), np.nan)
     for name, value in config.steered.start.items():
         start[:, COLUMN[name]] = value
-    drawn = Draw((1, 2), start, 5, reports_valid=True)
+    drawn = Draw((1, 2), start, 5, reports_valid=True, tells_slope=tells_slope)
     return Episode(family.build({"loss_scale": scale}), 60, config, drawn)
 
 
@@ -34,3 +39,44 @@ def test_a_scaled_loss_scales_both() -> None:
     ratio = FEATURES.index("valid/ratio_train")
     assert scaled.observation[:, ratio] == pytest.approx(plain.observation[:, ratio], abs=1e-3)
     assert np.abs(plain.observation[:, ratio]).max() < 0.5  # early, nothing is learned by heart
+
+
+def test_the_slope_is_a_share_and_knows_no_unit() -> None:
+    plain, scaled, silent = _episode(1.0), _episode(4.0), _episode(1.0, tells_slope=False)
+    assert plain.statistics is not None
+    assert scaled.statistics is not None
+    assert silent.statistics is not None
+    slope = plain.statistics["valid_slope"]
+    assert np.isfinite(slope).all()
+    assert np.abs(slope).max() > 0.01
+    # Adam does not see the scale, but for its eps
+    assert scaled.statistics["valid_slope"] == pytest.approx(slope, rel=0.05)
+    assert np.isnan(silent.statistics["valid_slope"]).all()
+    known = FEATURES.index("valid/slope_present")
+    assert plain.observation[:, known] == pytest.approx(1.0)
+    assert silent.observation[:, known] == pytest.approx(0.0)
+    assert (silent.observation[:, FEATURES.index("valid/slope")] == 0.0).all()
+
+
+def test_the_slope_is_the_derivative_by_the_size_of_the_raw_weights() -> None:
+    task = get_task("friedman-mlp")
+    runs = BatchedRuns(task, [1, 2], Settings(3e-2), rule=STEERABLE)
+    runs.advance(30)
+    before = runs.flat.clone()
+    found = runs.slope("inner_valid", limit=64)
+    assert torch.equal(runs.flat, before)
+    rows = tuple(a[:64] for a in task.arrays("inner_valid"))
+    for i in range(2):
+        size = torch.tensor(1.0, requires_grad=True)
+        params = {k: v.detach() * size for k, v in split_params(runs, i).items()}
+        loss = task.evaluate(params, rows)
+        (gradient,) = torch.autograd.grad(loss, size)
+        assert found[i] == pytest.approx(float(gradient / loss.detach()), rel=0.1, abs=1e-2)
+
+
+def test_a_slope_without_a_number_is_not_measured() -> None:
+    shrunk = np.array([1.0, np.inf, 0.0, np.nan, 1.0])
+    grown = np.array([1.1, 1.0, 0.0, 1.0, np.inf])
+    found = slope(shrunk, grown)
+    assert found[0] == pytest.approx(0.1 / 0.04 / 1.05)
+    assert np.isnan(found[1:]).all()

@@ -1,0 +1,158 @@
+"""`Tuner(validate=...)`: the Tuner measures a held-out loss and its slope, and leaves no trace."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lhopt.client import Tuner, ranks
+from lhopt.core.errors import ConfigurationError
+from lhopt.core.features import FEATURES
+from lhopt.core.statistics import SLOPE_STEP
+from lhopt.optimizers import SteerableAdamW
+from lhopt.policy.artifact import Policy
+
+STEPS, INTERVAL = 24, 8
+
+
+def without_slope(policy: Policy) -> Policy:
+    """The same policy, but for that feature."""
+    features = tuple(name for name in FEATURES if name != "valid/slope")
+    weights = dict(policy.weights)
+    kept = [i for i, name in enumerate(FEATURES) if name != "valid/slope"]
+    weights["lstm.weight_ih"] = weights["lstm.weight_ih"][:, kept]
+    return replace(policy, features=features, weights=weights)
+
+
+def held_out(job: Any) -> Tensor:
+    """On the job's last rows, which is no held-out data, but a function of the weights."""
+    loss: Tensor = (job.net(job.x[48:]) - job.y[48:]).square().mean()
+    return loss
+
+
+@pytest.mark.parametrize("kind", ["adamw", "averaged"])
+def test_loss_and_slope_are_those_of_the_weights_and_nothing_else_changes(
+    job: Any, make_job: Any, policy: Policy, kind: str
+) -> None:
+    """Held still, a run that validates is to the bit the one that does not."""
+
+    def make(of: Any) -> torch.optim.Optimizer:
+        if kind == "adamw":
+            return torch.optim.AdamW(of.net.parameters(), lr=0.01)
+        return SteerableAdamW(of.net.parameters(), lr=0.01)
+
+    frozen: dict[str, Any] = {
+        "frozen": [c.name for c in policy.controls if c.name != "weight_decay"]
+    }
+    optimizer, calls = make(job), []
+
+    def validate() -> Tensor:
+        torch.rand(3)  # as a data loader draws its seed
+        assert not torch.is_grad_enabled()
+        calls.append(job.weights())
+        return held_out(job)
+
+    tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=validate, **frozen)
+    before = torch.get_rng_state()
+    job.run(optimizer, tuner, range(INTERVAL))
+    assert torch.equal(torch.get_rng_state(), before)
+    twin = make_job()
+    plain = make(twin)
+    silent = Tuner(plain, STEPS, interval=INTERVAL, policy=policy, **frozen)
+    twin.run(plain, silent, range(INTERVAL))
+    assert torch.equal(job.weights(), twin.weights())
+
+    assert len(calls) == 3
+    raw = twin.weights()
+    torch.testing.assert_close(calls[1], raw * (1 - SLOPE_STEP))
+    torch.testing.assert_close(calls[2], raw * (1 + SLOPE_STEP))
+    assert torch.equal(calls[0], raw) == (kind == "adamw")  # else the averaged ones
+    got = tuner.history[1].statistics
+    losses = []
+    for weights in calls:
+        torch.nn.utils.vector_to_parameters(weights, twin.net.parameters())
+        losses.append(float(held_out(twin).detach()))
+    assert got["valid_loss"] == pytest.approx(losses[0])
+    slope = (losses[2] - losses[1]) / (2 * SLOPE_STEP) / ((losses[1] + losses[2]) / 2)
+    assert got["valid_slope"] == pytest.approx(slope, rel=1e-4)
+    assert "valid_slope" not in silent.history[1].statistics
+
+
+def test_a_policy_that_does_not_read_the_slope_costs_one_call(job: Any, policy: Policy) -> None:
+    optimizer, calls = torch.optim.AdamW(job.net.parameters()), []
+
+    def validate() -> float:
+        calls.append(0)
+        return 2.5
+
+    tuner = Tuner(
+        optimizer, STEPS, interval=INTERVAL, policy=without_slope(policy), validate=validate
+    )
+    job.run(optimizer, tuner, range(STEPS))
+    assert len(calls) == 2  # the end of a run is no decision
+    assert tuner.history[1].statistics["valid_loss"] == 2.5
+    assert "valid_slope" not in tuner.history[1].statistics
+
+
+def test_a_validation_that_fails_half_way_gives_the_weights_back_and_warns_once(
+    job: Any, make_job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer, calls = torch.optim.AdamW(job.net.parameters()), []
+
+    def validate() -> float:
+        calls.append(0)
+        if len(calls) % 2 == 0:
+            raise RuntimeError("no such file")
+        return 1.0
+
+    tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=validate)
+    with caplog.at_level(logging.WARNING, "lhopt"):
+        job.run(optimizer, tuner, range(STEPS))
+    assert [r.message for r in caplog.records].count(
+        "lhopt: validation failed and was left out; training goes on: RuntimeError: no such file"
+    ) == 1
+    assert "valid_loss" not in tuner.history[1].statistics
+    twin = make_job()
+    plain = torch.optim.AdamW(twin.net.parameters())
+    twin.run(plain, Tuner(plain, STEPS, interval=INTERVAL, policy=policy), range(STEPS))
+    assert torch.equal(job.weights(), twin.weights())
+
+
+def test_a_loss_that_is_no_number_has_no_slope(job: Any, policy: Policy) -> None:
+    optimizer = torch.optim.AdamW(job.net.parameters())
+    tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=lambda: float("inf"))
+    job.run(optimizer, tuner, range(STEPS))
+    assert "valid_slope" not in tuner.history[1].statistics
+    assert {record.source for record in tuner.history} == {"policy"}
+
+
+def test_a_checkpoint_holds_it_and_one_of_before_is_read(job: Any, policy: Policy) -> None:
+    optimizer = torch.optim.AdamW(job.net.parameters())
+    tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy)
+    job.run(optimizer, tuner, range(INTERVAL + 2))
+    tuner._log.valid_slope = 0.25
+    state = tuner.state_dict()
+    assert state["log"]["valid_slope"] == 0.25
+    other = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy)
+    other.load_state_dict(state)
+    assert other._log.valid_slope == 0.25
+    del state["log"]["valid_slope"]
+    other.load_state_dict(state)
+    assert other._log.valid_slope is None
+
+
+def test_what_cannot_be_called_or_would_wait_for_others_is_refused(
+    job: Any, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = torch.optim.AdamW(job.net.parameters())
+    with pytest.raises(ConfigurationError, match="a function without arguments"):
+        Tuner(optimizer, STEPS, policy=policy, validate=np.float64(1.0))  # type: ignore[arg-type]
+    monkeypatch.setattr(ranks, "alone", lambda: False)
+    with pytest.raises(ConfigurationError, match="report_validation"):
+        Tuner(optimizer, STEPS, policy=policy, validate=lambda: 1.0)
