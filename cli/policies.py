@@ -91,6 +91,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "Tuner(validate=...) measures it",
     )
     compare.add_argument(
+        "--feedback",
+        type=float,
+        default=0.0,
+        metavar="GAIN",
+        help="with the slope told, every column a second time with its weight decay moved by GAIN "
+        "times the slope instead, for what the slope tells",
+    )
+    compare.add_argument(
         "--blunt",
         action="store_true",
         help="keep tasks whose tuned baseline gains little by more steps, which are left out: a "
@@ -128,7 +136,7 @@ def _compare(args: argparse.Namespace) -> int:
     """Print the table and each policy's gap to the first, or a recipe's to what stands beside."""
     from tqdm import tqdm
 
-    from ..policy.compare import CompareConfig, compare, compare_left_out
+    from ..policy.compare import FEEDBACK, CompareConfig, compare, compare_left_out
     from ..policy.families import COMPARE_FAMILIES, TRAIN_FAMILIES
 
     if args.left_out and args.families:
@@ -137,6 +145,8 @@ def _compare(args: argparse.Namespace) -> int:
         )
     if args.beside and not args.left_out:
         raise ConfigurationError("--beside goes with --left-out; name all policies in a row.")
+    if args.feedback and args.left_out:
+        raise ConfigurationError("--feedback does not go with --left-out.")
     words = {"training": TRAIN_FAMILIES, "comparison": COMPARE_FAMILIES}
     asked = [words.get(name, (name,)) for name in args.families or ()]
     families = tuple(dict.fromkeys(name for part in asked for name in part))
@@ -145,7 +155,8 @@ def _compare(args: argparse.Namespace) -> int:
         decades=args.decades,
         longest=args.longest,
         validates=args.validates,
-        tells_slope=args.slope,
+        tells_slope=args.slope or args.feedback > 0,
+        feedback=args.feedback,
         keep_blunt=args.blunt,
     )
     with tqdm(unit="task", leave=False) as bar:
@@ -163,7 +174,10 @@ def _compare(args: argparse.Namespace) -> int:
         )
         found = judge(config, processes=args.processes, progress=progress)
     counts = Counter(task.split("/")[0] for task in found.speeds)
-    names = [Path(name).stem for name in found.policies]
+    names = [
+        Path(name.removesuffix(FEEDBACK)).stem + FEEDBACK * name.endswith(FEEDBACK)
+        for name in found.policies
+    ]
     rows = [
         (family, str(counts[family]), *(f"{speed:.2f}" for speed in row))
         for family, row in found.by_family().items()

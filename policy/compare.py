@@ -23,7 +23,7 @@ from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import Workers
 from ..inner_tasks.registry import family_of, get_task
 from .artifact import Policy
-from .evaluate import Controller, closed_loop, hold, mean_speed
+from .evaluate import Controller, closed_loop, decay_by_slope, hold, mean_speed
 from .families import COMPARE_FAMILIES, VALID_FAMILIES, available
 from .lineage import families_met, lineage
 from .pools import imitation_specs, pool_specs
@@ -31,6 +31,8 @@ from .train_config import TrainConfig
 
 #: Its row in a comparison: the default rate under the default schedule, held.
 HELD = "hold"
+#: What is added to the name of a column whose decay the slope moves.
+FEEDBACK = "+slope"
 #: The column of policies of one recipe, each on the families that it left out.
 RECIPE = "left-out"
 #: Seeds of the runs: none that frontiers, experts or the trainer's own evaluation use.
@@ -49,6 +51,8 @@ class CompareConfig:
         longest: Tasks of more steps are left out.
         validates: Whether runs report a validation loss.
         tells_slope: Whether it comes with its slope along the weights' size.
+        feedback: Where above 0, every column is there a second time with its weight decay moved by
+            that slope with this gain (`decay_by_slope`).
         keep_blunt: See `build_pool`: tasks whose tuned baseline gains little by more steps too.
         bounds: Octaves that a run counts, at least and at most: as in a training's evaluation.
     """
@@ -59,6 +63,7 @@ class CompareConfig:
     longest: int = 2000
     validates: bool = False
     tells_slope: bool = False
+    feedback: float = 0.0
     keep_blunt: bool = False
     bounds: tuple[float, float] = (-2.0, 1.5)
 
@@ -67,6 +72,11 @@ class CompareConfig:
             raise ConfigurationError(
                 f"decades is {self.decades}; a number from 0 to 4 is wanted: how far the starting "
                 "rates lie from the default."
+            )
+        if not 0.0 <= self.feedback <= 1.0 or (self.feedback and not self.tells_slope):
+            raise ConfigurationError(
+                f"feedback is {self.feedback} and tells_slope {self.tells_slope}; a gain from 0 to "
+                "1 is wanted, above 0 only where runs tell the slope."
             )
 
 
@@ -189,7 +199,8 @@ def compare(
     finally:
         if workers:
             workers.close()
-    return Comparison((*policies, HELD), speeds)
+    again = [f"{name}{FEEDBACK}" for name in (*policies, HELD)] if config.feedback else []
+    return Comparison((*policies, *again, HELD), speeds)
 
 
 def compare_left_out(
@@ -269,7 +280,7 @@ def left_out(recipe: Sequence[Policy]) -> list[tuple[str, ...]]:
 def _speeds(
     job: tuple[TaskSpec, Frontier], policies: Sequence[Policy], config: CompareConfig
 ) -> FloatArray:
-    """Mean speed of each policy on one task, and of holding the default rate: `(policies + 1,)`."""
+    """Mean speeds on one task, `(columns,)`: of each policy, and of holding the default rate."""
     spec, frontier = job
     entry = Entry(spec, get_task(spec.task), frontier)
     measured = partial(
@@ -282,8 +293,23 @@ def _speeds(
         reports_valid=config.validates or config.tells_slope,
         tells_slope=config.tells_slope,
     )
-    steered = [measured(partial(_controller, p), decades=config.decades) for p in policies]
-    return np.array([*steered, measured(lambda _: hold, decades=0.0)])
+    made: list[Callable[[Episode], Controller]] = [
+        *(partial(_controller, policy) for policy in policies),
+        lambda _: hold,
+    ]
+    decades = [*(config.decades for _ in policies), 0.0]
+    speeds = [measured(make, decades=d) for make, d in zip(made, decades, strict=True)]
+    again: list[float] = []
+    if config.feedback:
+        again = [
+            measured(partial(_fed_back, make=make, gain=config.feedback), decades=d)
+            for make, d in zip(made, decades, strict=True)
+        ]
+    return np.array([*speeds[:-1], *again, speeds[-1]])
+
+
+def _fed_back(episode: Episode, make: Callable[[Episode], Controller], gain: float) -> Controller:
+    return decay_by_slope(make(episode), gain)
 
 
 def _controller(policy: Policy, episode: Episode) -> Controller:
