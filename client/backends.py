@@ -91,7 +91,7 @@ class Backend(Protocol):
         """The controls that decisions may move."""
 
     def reads(self, feature: str) -> bool:
-        """Whether decisions may depend on a feature; True where that is not known here."""
+        """Whether decisions are known to depend on a feature."""
 
     def schedule(self) -> Schedule | None:
         """The default shape that a run without an answer follows; None if there is none."""

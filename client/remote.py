@@ -56,8 +56,8 @@ class Remote:
         return self._terms.controls if self._session is None else self._session.opened.controls
 
     def reads(self, feature: str) -> bool:
-        """The server's policy may."""
-        return True
+        """Not known here: what costs the job something is not measured on the off chance."""
+        return False
 
     def open(self, deadline: Deadline) -> Opening:
         """Open a session.

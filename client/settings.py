@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +58,32 @@ def positive(name: str, value: Any, what: str = "a number") -> float:
     return float(value)
 
 
-def validation(validate: Any) -> Callable[[], Any]:
-    """A function that takes nothing and returns a held-out loss.
+def check_validation(validate: Any) -> None:
+    """Refuse what is no function, or would be called where several processes train the model.
 
     Raises:
-        ConfigurationError: It is none, or several processes train the model.
+        ConfigurationError: It is one of both.
     """
     if not callable(validate):
         raise ConfigurationError(
             f"validate is {validate!r}; a function without arguments that returns the loss on "
             "held-out data is wanted."
         )
+    check_alone()
+
+
+def check_alone() -> None:
+    """Refuse a validation while several processes train one model.
+
+    Raises:
+        ConfigurationError: They do.
+    """
     if not ranks.alone():
         raise ConfigurationError(
-            "validate= is called in one process alone, and a model that several train would wait "
-            "there for the others for good. Call tuner.report_validation(loss) instead."
+            "validate= is for one process: with several, each would scale its part of the weights, "
+            "and a model that speaks to the others could wait for good. Call "
+            "tuner.report_validation(loss) instead."
         )
-    checked: Callable[[], Any] = validate
-    return checked
 
 
 def plan(total_steps: Any, decisions: Any, interval: Any) -> tuple[int, int]:

@@ -70,15 +70,19 @@ class Tuner:
         labels: Number of target values of the training data, not of classes, if known: examples, or
             tokens of a language model, or examples times entries where each entry is predicted.
             The optimizer's parameters by that tell how easily the net learns them by heart.
-        validate: Returns the model's loss on held-out data, a few hundred examples, in evaluation
-            mode. Instead of calls of `report_validation`: called before each decision, with the
-            averaged weights where there are some; and, if the policy reads the loss's slope, which
-            tells a net that decays too little, twice more with weights 2% smaller and larger. They
-            are back to the bit afterwards, whatever happens. Not in distributed training.
+        validate: Returns the model's loss on held-out data, the same few hundred examples every
+            time, as a float32 or a float. It evaluates the model whose parameters the optimizer
+            has, in evaluation mode and without gradients, and leaves it in the mode it came in.
+            Instead of calls of `report_validation`: called before each decision, with the averaged
+            weights where there are some; and, if a policy in this process reads the loss's slope,
+            which suggests whether a net decays too little, twice more with weights 2% smaller and
+            larger, which takes the memory of one more copy. They are back to the bit afterwards,
+            whatever happens. Not in distributed training.
         name: What people call this run.
 
     Attributes:
-        overhead_seconds: Time spent in hooks, `report` and construction so far.
+        overhead_seconds: Time spent in hooks, `report` and construction so far, calls of `validate`
+            included.
 
     Raises:
         ConfigurationError: A setting makes no sense.
@@ -119,6 +123,8 @@ class Tuner:
         if scheduler is not None:
             check_scheduler(scheduler, optimizer)
             frozen = {*frozen, *also_written(scheduler)}
+        if validate is not None:
+            settings.check_validation(validate)
         hyperparameters = Hyperparameters(optimizer, adapter, scheduler)
         offered = settings.offered(hyperparameters, adapter.name, controls, frozen)
         share = self._interval / self._total
@@ -136,11 +142,8 @@ class Tuner:
         if validate is not None:
             from .validation import Validation
 
-            self._validation = Validation(
-                optimizer,
-                settings.validation(validate),
-                slope=backend.reads("valid/slope"),
-            )
+            self._validation = Validation(optimizer, validate)
+        self._wants_slope = backend.reads("valid/slope")
         self._log = Interval(optimizer, adapter, self._interval, every, entries, seen, held)
         self._begun = 0  # steps done when the present interval began
         self._ended = False
@@ -284,7 +287,13 @@ class Tuner:
 
     def _validated(self) -> None:
         assert self._validation is not None
-        self._log.valid_loss, self._log.valid_slope = self._validation()
+        settings.check_alone()
+        self._log.valid_loss = self._validation.loss()
+
+    def _sloped(self) -> None:
+        assert self._validation is not None
+        settings.check_alone()
+        self._log.valid_slope = self._validation.slope()
 
     def _decide_if_due(self) -> None:
         due = self._boundary - self._begun
@@ -298,6 +307,8 @@ class Tuner:
             return
         if self._validation is not None:
             self._notices.safely("validation", self._validated)
+            if self._wants_slope:
+                self._notices.safely("the validation's slope", self._sloped)
         try:
             self._steering.decide(steps, steps / self._total, self._log.finish)
         finally:

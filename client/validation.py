@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from ..core.statistics import SLOPE_STEP, slope
 
@@ -18,45 +19,72 @@ Validate = Callable[[], "Tensor | float"]
 class Validation:
     """Calls a job's own validation, and puts the weights back to the bit.
 
+    Every call begins from the same state of torch's random numbers and leaves it as it was: a data
+    loader that shuffles gives the same examples each time, and training goes on as if nobody had
+    looked.
+
     Args:
         optimizer: Whose parameters are the weights; its averaged ones, where it has some, are those
             that the loss is of.
         validate: Returns the loss on held-out data of the model as it is then.
-        slope: Whether the slope is wanted, two calls more.
     """
 
-    def __init__(self, optimizer: Any, validate: Validate, *, slope: bool) -> None:
+    def __init__(self, optimizer: Any, validate: Validate) -> None:
         self._optimizer = optimizer
         self._validate = validate
-        self._slope = slope
 
-    def __call__(self) -> tuple[float, float | None]:
-        """The loss, and its slope where it is wanted and is a number.
+    def loss(self) -> float:
+        """The loss, of the averaged weights where there are some.
 
         Raises:
             Exception: Whatever `validate` raises; the weights are back by then.
         """
-        params = [p for group in self._optimizer.param_groups for p in group["params"]]
-        devices = sorted({p.device.index for p in params if p.device.type == "cuda"})
-        # a data loader draws a seed, and training is to go on as if nobody had looked
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            averaged = getattr(self._optimizer, "averaged_weights", nullcontext)
-            with averaged():
-                loss = self._once()
-            if not self._slope:
-                return loss, None
-            found = slope(*(np.array([self._scaled(params, by)]) for by in (-1.0, 1.0)))
-        return loss, float(found[0]) if np.isfinite(found[0]) else None
+        averaged = getattr(self._optimizer, "averaged_weights", nullcontext)
+        with self._unseen(), averaged():
+            return self._once()
 
-    def _scaled(self, params: list[Tensor], sign: float) -> float:
-        """The loss of the raw weights, which weight decay acts on, times 1 +- `SLOPE_STEP`."""
+    def slope(self) -> float | None:
+        """The loss's slope along the size of the raw weights; None where a loss is no number.
+
+        Raises:
+            ValueError: The loss does not see the weights.
+            Exception: Whatever `validate` raises; the weights are back by then.
+        """
+        with self._unseen():
+            shrunk, grown = (self._scaled(1.0 + by) for by in (-SLOPE_STEP, SLOPE_STEP))
+        if shrunk == grown and np.isfinite(shrunk):
+            raise ValueError(
+                f"validate gave {shrunk} with weights {SLOPE_STEP:.0%} smaller and larger; it must "
+                "evaluate the model whose parameters the optimizer has, no copy of it"
+            )
+        found = float(slope(np.array([shrunk]), np.array([grown]))[0])
+        return found if np.isfinite(found) else None
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Without gradients; a backward pass that is yet to come sees unchanged weights."""
+        with torch.no_grad(), ExitStack() as stack:
+            # they are back to the bit before anybody looks, so the count of writes may be too
+            for p in self._params():
+                stack.enter_context(_unsafe_preserve_version_counter(p))
+            yield
+
+    def _scaled(self, factor: float) -> float:
+        params = self._params()
         held = [p.detach().clone() for p in params]
         try:
-            torch._foreach_mul_([p.detach() for p in params], 1.0 + sign * SLOPE_STEP)
+            for p in params:
+                p.mul_(factor)
             return self._once()
         finally:
-            torch._foreach_copy_([p.detach() for p in params], held)
+            for p, before in zip(params, held, strict=True):
+                p.copy_(before)
 
     def _once(self) -> float:
-        value = self._validate()
+        devices = sorted({p.device.index for p in self._params() if p.device.type == "cuda"})
+        with torch.random.fork_rng(devices):
+            value = self._validate()
         return float(value.detach() if hasattr(value, "detach") else value)

@@ -67,9 +67,10 @@ RATIO_BOUND = 5.0
 def slope(shrunk: FloatArray, grown: FloatArray) -> FloatArray:
     """The held-out loss's slope along the weights' own size: d log L / d log |w|.
 
-    Above 0 smaller weights would generalise better, so that the run decays too little: the gradient
-    of a held-out loss in the direction in which weight decay moves. It is what a hypergradient of
-    the decay is made of (Bengio, 2000; Baydin et al., 2018, arXiv:1703.04782, for the rate).
+    The gradient of a held-out loss against the direction in which weight decay moves. Above 0
+    smaller weights would generalise better at the moment, which suggests that the run decays too
+    little. It is what a hypergradient of the decay is made of (Bengio, 2000; Baydin et al., 2018,
+    arXiv:1703.04782, for the rate).
 
     Args:
         shrunk: `(K,)` held-out loss with all weights times 1 - `SLOPE_STEP`.

@@ -294,10 +294,12 @@ class BatchedRuns:
         Of the raw weights, which weight decay acts on, not of their average.
         """
         weights, losses = self.flat, []
-        for factor in (1.0 - SLOPE_STEP, 1.0 + SLOPE_STEP):
-            self.flat = weights * factor
-            losses.append(self.evaluate(split, limit=limit, averaged=False))
-        self.flat = weights
+        try:
+            for factor in (1.0 - SLOPE_STEP, 1.0 + SLOPE_STEP):
+                self.flat = weights * factor
+                losses.append(self.evaluate(split, limit=limit, averaged=False))
+        finally:
+            self.flat = weights
         return slope(*losses)
 
     def keep(self, rows: IntArray | BoolArray) -> None:

@@ -40,7 +40,7 @@ def held_out(job: Any) -> Tensor:
 def test_loss_and_slope_are_those_of_the_weights_and_nothing_else_changes(
     job: Any, make_job: Any, policy: Policy, kind: str
 ) -> None:
-    """Held still, a run that validates is to the bit the one that does not."""
+    """Up to the first decision, a run that validates is to the bit the one that does not."""
 
     def make(of: Any) -> torch.optim.Optimizer:
         if kind == "adamw":
@@ -100,28 +100,102 @@ def test_a_policy_that_does_not_read_the_slope_costs_one_call(job: Any, policy: 
     assert "valid_slope" not in tuner.history[1].statistics
 
 
-def test_a_validation_that_fails_half_way_gives_the_weights_back_and_warns_once(
+@pytest.mark.parametrize("failing", [1, 2, 3], ids=["loss", "smaller", "larger"])
+def test_a_validation_that_fails_gives_the_weights_back_and_warns_once(
+    job: Any, make_job: Any, policy: Policy, caplog: pytest.LogCaptureFixture, failing: int
+) -> None:
+    """And what was measured before stays: a slope that fails is no loss that diverged."""
+    optimizer, calls = SteerableAdamW(job.net.parameters(), lr=0.01), []
+    seen: list[Tensor] = []
+
+    def validate() -> Tensor:
+        calls.append(0)
+        # without a slope's first call there is no second
+        at = (len(calls) - 1) % (2 if failing == 2 else 3) + 1
+        if at == failing:
+            raise RuntimeError("no such file")
+        return held_out(job)
+
+    names = [c.name for c in policy.controls]
+    tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=validate,
+                  controls=names[:1])  # fmt: skip
+    with caplog.at_level(logging.WARNING, "lhopt"):
+        for step in range(INTERVAL):
+            job.run(optimizer, tuner, range(step, step + 1))
+            seen.append(job.weights())
+    what = "validation" if failing == 1 else "the validation's slope"
+    assert [r.message for r in caplog.records] == [
+        f"lhopt: {what} failed and was left out; training goes on: RuntimeError: no such file"
+    ]
+    got = tuner.history[1].statistics
+    assert ("valid_loss" in got) == (failing != 1)
+    assert ("valid_slope" in got) == (failing == 1)
+    twin = make_job()
+    plain = SteerableAdamW(twin.net.parameters(), lr=0.01)
+    silent = Tuner(plain, STEPS, interval=INTERVAL, policy=policy, controls=names[:1])
+    twin.run(plain, silent, range(INTERVAL))
+    assert torch.equal(seen[-1], twin.weights())
+
+
+def test_a_loop_that_reports_before_its_backward_pass_goes_on(job: Any, policy: Policy) -> None:
+    optimizer = SteerableAdamW(job.net.parameters(), lr=0.01)
+    tuner = Tuner(
+        optimizer, STEPS, interval=INTERVAL, policy=policy, validate=lambda: held_out(job)
+    )
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = job.loss(step)
+        tuner.report(loss)
+        loss.backward()
+        optimizer.step()
+    assert "valid_slope" in tuner.history[1].statistics
+
+
+def test_a_validation_that_shuffles_sees_the_same_examples_every_time(
+    job: Any, policy: Policy
+) -> None:
+    optimizer, drawn = torch.optim.AdamW(job.net.parameters()), []
+
+    def validate() -> Tensor:
+        drawn.append(torch.randperm(64)[:8])
+        loss: Tensor = (job.net(job.x[drawn[-1]]) - job.y[drawn[-1]]).square().mean()
+        return loss
+
+    tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=validate)
+    job.run(optimizer, tuner, range(INTERVAL))
+    assert len(drawn) == 3
+    assert all(torch.equal(rows, drawn[0]) for rows in drawn)
+
+
+def test_a_validation_of_a_copy_is_told_once_and_has_no_slope(
     job: Any, make_job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
 ) -> None:
+    optimizer, copied = torch.optim.AdamW(job.net.parameters()), make_job()
+    tuner = Tuner(
+        optimizer, STEPS, interval=INTERVAL, policy=policy, validate=lambda: held_out(copied)
+    )
+    with caplog.at_level(logging.WARNING, "lhopt"):
+        job.run(optimizer, tuner, range(STEPS))
+    assert len(caplog.records) == 1
+    assert "no copy of it" in caplog.records[0].message
+    assert "valid_loss" in tuner.history[1].statistics
+    assert "valid_slope" not in tuner.history[1].statistics
+
+
+def test_over_http_the_loss_alone_is_measured(job: Any, fake_server: Any) -> None:
     optimizer, calls = torch.optim.AdamW(job.net.parameters()), []
 
     def validate() -> float:
         calls.append(0)
-        if len(calls) % 2 == 0:
-            raise RuntimeError("no such file")
-        return 1.0
+        return 1.5
 
-    tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=validate)
-    with caplog.at_level(logging.WARNING, "lhopt"):
+    with fake_server.client() as client:
+        tuner = Tuner(optimizer, STEPS, interval=INTERVAL, client=client, validate=validate)
         job.run(optimizer, tuner, range(STEPS))
-    assert [r.message for r in caplog.records].count(
-        "lhopt: validation failed and was left out; training goes on: RuntimeError: no such file"
-    ) == 1
-    assert "valid_loss" not in tuner.history[1].statistics
-    twin = make_job()
-    plain = torch.optim.AdamW(twin.net.parameters())
-    twin.run(plain, Tuner(plain, STEPS, interval=INTERVAL, policy=policy), range(STEPS))
-    assert torch.equal(job.weights(), twin.weights())
+        tuner.close()
+    assert len(calls) == 2
+    assert tuner.history[1].statistics["valid_loss"] == 1.5
+    assert tuner.history[1].source == "policy"
 
 
 def test_a_loss_that_is_no_number_has_no_slope(job: Any, policy: Policy) -> None:
