@@ -23,6 +23,8 @@ _LEGEND = """\
 Octaves of speed: 0 is as fast as AdamW with rate and weight decay tuned, 1 twice as fast; each run
 counts within -2 and 1.5. "hold" keeps the default rate. Means over families; in brackets 95%,
 families and tasks resampled. Tasks whose frontier is blunt {blunt}."""
+_LEGEND_FEEDBACK = """\
+"+slope": the weight decay is moved by {gain:g} times the held-out loss's slope instead, by hand."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -194,6 +196,8 @@ def _compare(args: argparse.Namespace) -> int:
             blunt="are read no finer than their noise allows" if args.blunt else "fall out"
         )
     )
+    if args.feedback:
+        print(_LEGEND_FEEDBACK.format(gain=args.feedback))
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core.actions import Decision
+from ..core.errors import ConfigurationError
 
 
 def _distributed() -> Any | None:
@@ -22,6 +23,20 @@ def _distributed() -> Any | None:
 def alone() -> bool:
     """Whether no other process trains the same model."""
     return _distributed() is None
+
+
+def check_alone() -> None:
+    """Refuse a validation while several processes train one model.
+
+    Raises:
+        ConfigurationError: They do.
+    """
+    if not alone():
+        raise ConfigurationError(
+            "validate= is for one process: with several, each would scale its part of the weights, "
+            "and a model that speaks to the others could wait for good. Call "
+            "tuner.report_validation(loss) instead."
+        )
 
 
 def decides() -> bool:

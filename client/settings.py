@@ -69,21 +69,7 @@ def check_validation(validate: Any) -> None:
             f"validate is {validate!r}; a function without arguments that returns the loss on "
             "held-out data is wanted."
         )
-    check_alone()
-
-
-def check_alone() -> None:
-    """Refuse a validation while several processes train one model.
-
-    Raises:
-        ConfigurationError: They do.
-    """
-    if not ranks.alone():
-        raise ConfigurationError(
-            "validate= is for one process: with several, each would scale its part of the weights, "
-            "and a model that speaks to the others could wait for good. Call "
-            "tuner.report_validation(loss) instead."
-        )
+    ranks.check_alone()
 
 
 def plan(total_steps: Any, decisions: Any, interval: Any) -> tuple[int, int]:

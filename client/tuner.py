@@ -287,12 +287,10 @@ class Tuner:
 
     def _validated(self) -> None:
         assert self._validation is not None
-        settings.check_alone()
         self._log.valid_loss = self._validation.loss()
 
     def _sloped(self) -> None:
         assert self._validation is not None
-        settings.check_alone()
         self._log.valid_slope = self._validation.slope()
 
     def _decide_if_due(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from ..core.statistics import SLOPE_STEP, slope
+from .ranks import check_alone
 
 Validate = Callable[[], "Tensor | float"]
 
@@ -46,6 +47,8 @@ class Validation:
     def slope(self) -> float | None:
         """The loss's slope along the size of the raw weights; None where a loss is no number.
 
+        All parameters are scaled, as where policies train, whose runs decay all of them.
+
         Raises:
             ValueError: The loss does not see the weights.
             Exception: Whatever `validate` raises; the weights are back by then.
@@ -65,7 +68,12 @@ class Validation:
 
     @contextmanager
     def _unseen(self) -> Iterator[None]:
-        """Without gradients; a backward pass that is yet to come sees unchanged weights."""
+        """Without gradients; a backward pass that is yet to come sees unchanged weights.
+
+        Raises:
+            ConfigurationError: Others have joined the training since construction.
+        """
+        check_alone()
         with torch.no_grad(), ExitStack() as stack:
             # they are back to the bit before anybody looks, so the count of writes may be too
             for p in self._params():

@@ -189,6 +189,17 @@ def _diverged(loss: FloatArray, before: FeatureState, name: str) -> BoolArray:
     return np.isinf(loss) | (np.isnan(loss) & np.isfinite(before.last_valid))
 
 
+def _shown(slope: FloatArray) -> FloatArray:
+    """From 0.03, which is noise, to 5, a net that has learned its data by heart."""
+    return np.asarray(np.arcsinh(5.0 * slope) / 2.0)
+
+
+def told_slope(observation: FloatArray) -> FloatArray:
+    """The slope that `(K, len(FEATURES))` observations show, `(K,)`; 0 where none was told."""
+    shown = observation[:, FEATURES.index("valid/slope")].astype(np.float64)
+    return np.asarray(np.sinh(2.0 * shown) / 5.0)
+
+
 def _losses(x: _Inputs) -> dict[str, FloatArray]:
     s, before = x.statistics, x.before
     loss, valid, slope = s["train_loss"], s["valid_loss"], s["valid_slope"]
@@ -226,8 +237,7 @@ def _losses(x: _Inputs) -> dict[str, FloatArray]:
         ),
         "valid/diverged": _diverged(valid, before, "valid_loss").astype(np.float64),
         "valid/slope_present": np.isfinite(slope).astype(np.float64),
-        # from 0.03, which is noise, to 5, a net that has learned its data by heart
-        "valid/slope": np.where(np.isfinite(slope), np.arcsinh(5.0 * slope) / 2.0, 0.0),
+        "valid/slope": np.where(np.isfinite(slope), _shown(slope), 0.0),
         "norm/ratio_previous": np.tanh(4.0 * (s["log_param_norm"] - before.last_norm)),
     }
 

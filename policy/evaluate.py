@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.actions import COLUMN, N_CONTROLS
 from ..core.controls import Control
-from ..core.features import FEATURES
+from ..core.features import told_slope
 from ..core.types import BoolArray, FloatArray
 from ..env.config import EnvConfig
 from ..env.episode import Draw, Episode
@@ -62,12 +62,11 @@ def decay_by_slope(controller: Controller, gain: float) -> Controller:
     decay by `gain` times the held-out loss's slope (`core.statistics.slope`), which counts within
     -1 and 1; where the slope is not told, by nothing.
     """
-    slope, decay = FEATURES.index("valid/slope"), COLUMN["weight_decay"]
+    decay = COLUMN["weight_decay"]
 
     def decide(observation: FloatArray, index: int) -> FloatArray:
         out = controller(observation, index).copy()
-        told = np.sinh(2.0 * observation[:, slope].astype(np.float64)) / 5.0
-        out[:, decay] = gain * np.clip(told, -1.0, 1.0)
+        out[:, decay] = gain * np.clip(told_slope(observation), -1.0, 1.0)
         return out
 
     return decide
