@@ -55,7 +55,7 @@ class Arm:
         optimizer: What trains.
         kind: How it is run.
         at_default: Whether it starts at its optimizer's default rate, not decades off the best.
-        validates: Whether the policy is told a loss on `inner_valid` before each decision.
+        validates: Whether the Tuner is given `validate`, a loss on `inner_valid`.
     """
 
     name: str
@@ -92,7 +92,7 @@ ARMS: tuple[Arm, ...] = (
     ),
     Arm(
         "steerable-policy-validated",
-        "the same as the first, told a validation loss",
+        "the first, given validate=: held-out loss and slope",
         STEERABLE,
         "tuner",
         validates=True,
@@ -138,9 +138,9 @@ _ALL = {arm.name: 3 if arm.kind in SERVED else 10 for arm in ARMS}
 # what stands in for the policy says nothing about CPU time, which is the point of these tiers
 _REAL = dict.fromkeys(
     (
-        "steerable-policy", "steerable-policy-default-rate", "steerable-noop",
-        "steerable-default", "adamw-transferred", "adamw-1e-3", "schedule-free", "prodigy",
-        "momo-adam", "muon", "adamw-tuned",
+        "steerable-policy", "steerable-policy-default-rate", "steerable-policy-validated",
+        "steerable-noop", "steerable-default", "adamw-transferred", "adamw-1e-3",
+        "schedule-free", "prodigy", "momo-adam", "muon", "adamw-tuned",
     ),
     3,
 )  # fmt: skip

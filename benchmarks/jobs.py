@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.optim import Optimizer
 
 from ..client import Tuner
 from ..core.schedules import Schedule
@@ -24,7 +23,7 @@ from ..policy.evaluate import Controller, closed_loop, hold, open_loop, random_c
 from . import batched_arms, loop_arms, real
 from .arms import ADAMW, SERVED, STEERED, Arm, adamw_setting
 from .batched_arms import MakeController
-from .real import DECISIONS, Outcome, Recipe
+from .real import DECISIONS, MakeTuner, Outcome, Recipe
 from .records import Row
 from .replay import median_path
 from .service_arms import serving
@@ -225,13 +224,13 @@ class ArmJob:
         assert self.policy is not None, "the arm wants a policy"
         return self.policy
 
-    def _tuner(self, url: str | None = None) -> Callable[[Optimizer], Tuner] | None:
+    def _tuner(self, url: str | None = None) -> MakeTuner | None:
         if self.arm.kind not in STEERED:
             return None
         steps = self.spec.steps
         epochs, labels = self.task.epochs(steps), self.task.n_labels()
         if url is not None:
-            return lambda optimizer: Tuner(
+            return lambda optimizer, _: Tuner(
                 optimizer,
                 steps,
                 epochs=epochs,
@@ -242,17 +241,21 @@ class ArmJob:
                 timeout=TIMEOUT,
             )
         policy = loop_arms.holding(self._policy) if self.arm.kind == "hold" else self._policy
-        return lambda optimizer: Tuner(
-            optimizer, steps, epochs=epochs, labels=labels, decisions=DECISIONS, policy=policy
+        return lambda optimizer, validate: Tuner(
+            optimizer,
+            steps,
+            epochs=epochs,
+            labels=labels,
+            decisions=DECISIONS,
+            policy=policy,
+            validate=validate if self.arm.validates else None,
         )
 
     def _plain_ms(self, seed: int) -> float:
         """CPU milliseconds of a step of torch.optim.AdamW alone."""
         return self._timed(seed, real.recipe(ADAMW)).cpu_ms
 
-    def _timed(
-        self, seed: int, recipe: Recipe, tuner: Callable[[Optimizer], Tuner] | None = None
-    ) -> Outcome:
+    def _timed(self, seed: int, recipe: Recipe, tuner: MakeTuner | None = None) -> Outcome:
         steps = self.spec.steps
         real.train(self.task, steps, seed, recipe, marks=(), until=min(WARM_STEPS, steps))
         until = min(TIMED_STEPS, steps)
@@ -300,7 +303,6 @@ class ArmJob:
             self.recipe(rate),
             tuner=self._tuner(url),
             halfway=halfway if kill else None,
-            validates=self.arm.validates,
         )
         used = after[0] if after else served() if served else 0.0
         cpu_ms = outcome.cpu_ms

@@ -30,6 +30,8 @@ from .records import evaluation_steps
 
 #: Decisions of a run: the Tuner's default.
 DECISIONS = 32
+#: Makes a Tuner for an optimizer, and for what may be its `validate`.
+MakeTuner = Callable[[Optimizer, Callable[[], float]], Tuner]
 #: Examples of `inner_valid` in a validation loss that a job reports; policies train with as many.
 VALIDATED = EnvConfig.valid_examples
 _CHUNK = 64
@@ -130,11 +132,10 @@ def train(
     seed: int,
     with_: Recipe,
     *,
-    tuner: Callable[[Optimizer], Tuner] | None = None,
+    tuner: MakeTuner | None = None,
     marks: Sequence[int] | None = None,
     until: int | None = None,
     halfway: Callable[[], None] | None = None,
-    validates: bool = False,
 ) -> Outcome:
     """Train one run.
 
@@ -143,13 +144,12 @@ def train(
         steps: Optimizer steps.
         seed: Of weights and data order.
         with_: The optimizer and its schedule.
-        tuner: Makes the Tuner that steers; None trains without one.
+        tuner: Makes the Tuner that steers, of the optimizer and of what may be its `validate`: a
+            loss on `inner_valid`, whose time is the run's. None trains without one.
         marks: Steps after which to evaluate, ascending, the last one `steps`; by default those of
             the bench. Empty for a run that is timed alone: its losses are nan.
         until: Stop after so many steps of the same plan.
         halfway: Called once half of the steps are done; its time is not the run's.
-        validates: Tell the Tuner a loss on `inner_valid` before each decision; its time is the
-            run's.
     """
     marks = evaluation_steps(steps) if marks is None else marks
     total = until or steps
@@ -157,9 +157,9 @@ def train(
     rows = torch.from_numpy(BatchOrder(seed, len(run.arrays[0]), task.batch_size).take(total))
     factors = None if with_.factors is None else with_.factors(steps)
     curve, tests = np.full(len(marks), math.inf), np.full(len(marks), math.inf)
-    done, finite, interval = 0, True, -(-steps // DECISIONS)
+    done, finite = 0, True
     began = time.process_time()
-    steering = tuner(run.optimizer) if tuner else None
+    steering = tuner(run.optimizer, run.validate) if tuner else None
     seconds = time.process_time() - began
     for stop in sorted({*marks, steps // 2, total} - {0}):
         began = time.process_time()
@@ -170,8 +170,6 @@ def train(
             done += 1
             finite = math.isfinite(loss.item())
             if steering and finite:
-                if validates and done % interval == 0:
-                    steering.report_validation(run.validate())
                 steering.report(loss)
         if steering and (done == total or not finite):
             steering.close()
@@ -239,8 +237,11 @@ class _Run:
         return loss
 
     def validate(self) -> float:
-        """What a job would log: loss on a little held-out data, in the unit of the train loss."""
-        with self.with_.deployed(self.optimizer), torch.no_grad():
+        """What a job would log: loss on a little held-out data, in the unit of the train loss.
+
+        Of the weights as they are: which ones to look at is the Tuner's to say.
+        """
+        with torch.no_grad():
             loss = evaluate(self.task, self.params(), "inner_valid", VALIDATED)
         return self.task.loss_scale * loss
 

@@ -24,7 +24,7 @@ Octaves of speed: 0 is as fast as AdamW with rate and weight decay tuned, 1 twic
 counts within -2 and 1.5. "hold" keeps the default rate. Means over families; in brackets 95%,
 families and tasks resampled. Tasks whose frontier is blunt {blunt}."""
 _LEGEND_FEEDBACK = """\
-"+slope": the weight decay is moved by {gain:g} times the held-out loss's slope instead, by hand."""
+"+slope": under the decisions the held-out loss's slope moves the weight decay, gain {gain:g}."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,6 +49,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     combine.add_argument("folder", metavar="FOLDER", type=Path, help="where to write it")
     combine.add_argument("policies", metavar="PATH_OR_NAME", nargs="+", help="what to combine")
     combine.add_argument("--name", required=True, help="the new policy's name")
+    feedback = words.add_parser(
+        "feedback",
+        help="a policy, and under its decisions the held-out loss's slope moves the weight decay",
+        description="Write FOLDER/NAME.json and NAME.safetensors: the given policy with feedback. "
+        "Where a job tells the slope (Tuner(validate=...)), the weight decay follows it, and the "
+        "policy sees its own moves alone; where it does not, the policy decides as before.",
+    )
+    feedback.add_argument("folder", metavar="FOLDER", type=Path, help="where to write it")
+    feedback.add_argument("policy", metavar="PATH_OR_NAME", help="the policy")
+    feedback.add_argument(
+        "--gain",
+        type=float,
+        required=True,
+        help="by how much the log of the decay moves over a run whose slope is 1 throughout",
+    )
+    feedback.add_argument(
+        "--limit", type=float, default=1.0, help="the slope counts within plus and minus this"
+    )
+    feedback.add_argument("--name", help="the new policy's name (default: the policy's)")
     verify = words.add_parser("verify", help="check files; exit status 1 if one is broken")
     verify.add_argument("policies", metavar="PATH_OR_NAME", nargs="+", help="what to check")
     compare = words.add_parser(
@@ -97,8 +116,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=float,
         default=0.0,
         metavar="GAIN",
-        help="with the slope told, every column a second time with its weight decay moved by GAIN "
-        "times the slope instead, for what the slope tells",
+        help="with the slope told, every column a second time with feedback of this gain, which "
+        "moves the weight decay by it: a policy with feedback has about 10",
     )
     compare.add_argument(
         "--blunt",
@@ -123,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
             return _compare(args)
         if args.what == "combine":
             return _combine(args)
+        if args.what == "feedback":
+            return _feedback(args)
         if args.what == "verify":
             return max([_verify(name) for name in args.policies])
         return _list()
@@ -211,6 +232,25 @@ def _combine(args: argparse.Namespace) -> int:
     return 0
 
 
+def _feedback(args: argparse.Namespace) -> int:
+    from ..core.feedback import Feedback
+    from ..policy.artifact import save
+    from ..policy.combine import with_feedback
+
+    made = with_feedback(_find(args.policy), Feedback(args.gain, args.limit), args.name)
+    path = save(made, args.folder)
+    print(f"{path}: {made.name} {made.digest[:12]}, {_moved(made)}")
+    return 0
+
+
+def _moved(policy: Policy) -> str:
+    """What moves under a policy's decisions."""
+    if policy.feedback is None:
+        return "no feedback"
+    gain, limit = policy.feedback.gain, policy.feedback.limit
+    return f"the slope moves the weight decay, gain {gain:g}, within {limit:g}"
+
+
 def _find(name: str) -> Policy:
     """A bundled policy by name, or any by path."""
     from ..policy.artifact import load
@@ -269,6 +309,7 @@ def _page(policy: Policy) -> list[str]:
         f"  optimizer  {policy.optimizer}",
         f"  selection  {policy.selection}",
         f"  schedule   {schedule}",
+        f"  feedback   {_moved(policy)}",
         f"  network    LSTM of {policy.hidden_size}, reads {len(policy.features)} features",
         "",
         "controls",
@@ -283,6 +324,9 @@ def _page(policy: Policy) -> list[str]:
     if not training:
         return [*lines, "", "no training report"]
     lines += ["", "training"]
+    if "feedback_under" in training:
+        under = training["feedback_under"]
+        lines.append(f"  feedback was put under {under['name']} {under['digest'][:12]}")
     lines += [
         f"  combined     {part['name']} {part['digest'][:12]}"
         for part in training.get("combined", ())

@@ -90,8 +90,8 @@ class Backend(Protocol):
     def steered(self) -> tuple[str, ...]:
         """The controls that decisions may move."""
 
-    def reads(self, feature: str) -> bool:
-        """Whether decisions are known to depend on a feature."""
+    def needs_slope(self) -> bool:
+        """Whether decisions are known to depend on the slope of a held-out loss."""
 
     def schedule(self) -> Schedule | None:
         """The default shape that a run without an answer follows; None if there is none."""
@@ -142,9 +142,9 @@ class Embedded:
         )
         return decision
 
-    def reads(self, feature: str) -> bool:
-        """Whether the policy reads it."""
-        return feature in self.policy.features
+    def needs_slope(self) -> bool:
+        """Whether the policy does."""
+        return self.policy.needs_slope
 
     def schedule(self) -> Schedule | None:
         """The policy's, unless the job brings its own."""

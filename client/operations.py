@@ -64,6 +64,7 @@ class Opened:
         decision: For the first interval.
         schedule: The policy's default shape, to follow while there is no answer; None where the
             job brings its own schedule.
+        needs_slope: Whether decisions depend on the slope of a held-out loss, where there is one.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Opened:
     controls: tuple[str, ...]
     decision: Decision
     schedule: Schedule | None = None
+    needs_slope: bool = False
 
 
 def read_schedule(value: Any) -> Schedule | None:
@@ -133,6 +135,7 @@ def open_session(
             controls=steered,
             decision=decode_decision(answer["decision"]),
             schedule=read_schedule(answer.get("schedule")),
+            needs_slope=answer.get("needs_slope") is True,
         )
 
     return Operation(Call("POST", "/v1/sessions", body, key or new_key()), read)

@@ -55,9 +55,9 @@ class Remote:
         """What the server steers; everything on offer while that is unknown."""
         return self._terms.controls if self._session is None else self._session.opened.controls
 
-    def reads(self, feature: str) -> bool:
-        """Not known here: what costs the job something is not measured on the off chance."""
-        return False
+    def needs_slope(self) -> bool:
+        """Whether the server's policy does; while that is unknown, nothing is measured for it."""
+        return self._session is not None and self._session.opened.needs_slope
 
     def open(self, deadline: Deadline) -> Opening:
         """Open a session.
@@ -118,6 +118,7 @@ class Remote:
             "controls": list(opened.controls),
             "policy": dict(opened.policy),
             "schedule": None if opened.schedule is None else opened.schedule.to_json(),
+            "needs_slope": opened.needs_slope,
         }
 
     def resume(self, state: dict[str, Any], deadline: Deadline) -> None:
@@ -138,6 +139,7 @@ class Remote:
             controls=tuple(state["controls"]),
             decision=Decision.hold(),
             schedule=operations.read_schedule(state.get("schedule")),
+            needs_slope=state.get("needs_slope") is True,
         )
         self._session = Session(self._client, opened)
         self._next, self._parent = opened.next_index, (opened.attempt, opened.next_index)

@@ -77,6 +77,10 @@ class Steering:
 
         self._carry_out(step, progress, ask, measured)
 
+    def needs_slope(self) -> bool:
+        """Whether decisions depend on the slope of a held-out loss."""
+        return self._backend.needs_slope()
+
     def watch(self, names: Sequence[str] | None, *, tensors: bool) -> None:
         """Let go of controls that somebody else writes."""
         for name in self.hyperparameters.foreign(names, tensors=tensors):

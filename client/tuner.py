@@ -74,9 +74,9 @@ class Tuner:
             time, as a float32 or a float. It evaluates the model whose parameters the optimizer
             has, in evaluation mode and without gradients, and leaves it in the mode it came in.
             Instead of calls of `report_validation`: called before each decision, with the averaged
-            weights where there are some; and, if a policy in this process reads the loss's slope,
-            which suggests whether a net decays too little, twice more with weights 2% smaller and
-            larger, which takes the memory of one more copy. They are back to the bit afterwards,
+            weights where there are some; and, if the policy goes by the loss's slope, which
+            suggests whether a net decays too little, twice more with weights 2% smaller and larger,
+            which takes the memory of one more copy. They are back to the bit afterwards,
             whatever happens. Not in distributed training.
         name: What people call this run.
 
@@ -143,7 +143,6 @@ class Tuner:
             from .validation import Validation
 
             self._validation = Validation(optimizer, validate)
-        self._wants_slope = backend.reads("valid/slope")
         self._log = Interval(optimizer, adapter, self._interval, every, entries, seen, held)
         self._begun = 0  # steps done when the present interval began
         self._ended = False
@@ -305,7 +304,7 @@ class Tuner:
             return
         if self._validation is not None:
             self._notices.safely("validation", self._validated)
-            if self._wants_slope:
+            if self._steering.needs_slope():
                 self._notices.safely("the validation's slope", self._sloped)
         try:
             self._steering.decide(steps, steps / self._total, self._log.finish)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from .controls import CONTROL_NAMES, CONTROLS
+from .feedback import DECAY
 from .numerics import log_ratio, normal_cdf
 from .statistics import INDEX, Statistics
 from .types import BoolArray, FloatArray
@@ -67,7 +68,9 @@ class FeatureState:
         last_sem: `(K,)` its standard error.
         last_valid: `(K,)` latest validation loss.
         last_norm: `(K,)` log parameter norm of the previous interval.
-        last_delta: `(K, controls)` delta of the previous decision, schedule left out.
+        last_delta: `(K, controls)` delta of the previous decision, schedule and feedback left out.
+        feedback: `(K,)` log of the factor that feedback has put on the weight decay so far, which
+            no feature shows (`core.feedback`).
     """
 
     mean: FloatArray
@@ -80,6 +83,7 @@ class FeatureState:
     last_valid: FloatArray
     last_norm: FloatArray
     last_delta: FloatArray
+    feedback: FloatArray
 
     @classmethod
     def initial(cls, n_runs: int) -> FeatureState:
@@ -97,6 +101,7 @@ class FeatureState:
             last_valid=nan,
             last_norm=nan,
             last_delta=np.zeros((n_runs, len(CONTROL_NAMES))),
+            feedback=np.zeros(n_runs),
         )
 
     def take(self, rows: FloatArray | slice) -> FeatureState:
@@ -194,12 +199,6 @@ def _shown(slope: FloatArray) -> FloatArray:
     return np.asarray(np.arcsinh(5.0 * slope) / 2.0)
 
 
-def told_slope(observation: FloatArray) -> FloatArray:
-    """The slope that `(K, len(FEATURES))` observations show, `(K,)`; 0 where none was told."""
-    shown = observation[:, FEATURES.index("valid/slope")].astype(np.float64)
-    return np.asarray(np.sinh(2.0 * shown) / 5.0)
-
-
 def _losses(x: _Inputs) -> dict[str, FloatArray]:
     s, before = x.statistics, x.before
     loss, valid, slope = s["train_loss"], s["valid_loss"], s["valid_slope"]
@@ -293,9 +292,10 @@ def update(
 
     Returns:
         The next state, and the observation `(K, len(FEATURES))`, float32, in [-3, 3] and finite
-        whatever the statistics hold. `last_delta` of the next state is still the previous
-        decision's: call `remember` with the new one.
+        whatever the statistics hold. `last_delta` and `feedback` of the next state are still the
+        previous decision's: call `remember` with the new one.
     """
+    statistics, situation = _without_feedback(state.feedback, statistics, situation)
     # statistics of 1e308 overflow on their way to the bound: not worth a warning to the job
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         after = _rank_update(state, statistics)
@@ -317,9 +317,33 @@ def update(
     return after, observation
 
 
-def remember(state: FeatureState, delta: FloatArray) -> FeatureState:
-    """The state after a decision whose deltas, schedule left out, were `(K, controls)`."""
-    return replace(state, last_delta=np.asarray(delta, np.float64))
+def remember(
+    state: FeatureState, delta: FloatArray, feedback: FloatArray | None = None
+) -> FeatureState:
+    """The state after a decision.
+
+    Args:
+        state: As `update` returned it.
+        delta: `(K, controls)` what it moved in all, schedule left out.
+        feedback: `(K,)` the part of the weight decay's that was feedback; none if not given.
+    """
+    own, moved = np.array(delta, np.float64), state.feedback
+    if feedback is not None:
+        own[:, DECAY] -= feedback
+        moved = moved + feedback
+    return replace(state, last_delta=own, feedback=moved)
+
+
+def _without_feedback(
+    moved: FloatArray, statistics: Statistics, situation: Situation
+) -> tuple[Statistics, Situation]:
+    """What runs would report if the weight decay had only moved as their policies chose."""
+    if not moved.any():
+        return statistics, situation
+    values, relative = statistics.values.copy(), situation.relative.copy()
+    values[:, INDEX["log_decay"]] -= moved
+    relative[:, DECAY] -= moved
+    return replace(statistics, values=values), replace(situation, relative=relative)
 
 
 def _rank_update(state: FeatureState, statistics: Statistics) -> FeatureState:

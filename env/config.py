@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core.controls import Control, get_controls
 from ..core.errors import ConfigurationError, UnknownNameError
+from ..core.feedback import Feedback
 from ..core.schedules import Schedule
 from ..optimizers.steerable_adamw import SteerableAdamW
 from ..optimizers.update import ADAMW, STEERABLE, StepRule
@@ -115,6 +116,7 @@ class EnvConfig:
     Attributes:
         optimizer: Name in `OPTIMIZERS`.
         schedule: The default shape under the decisions.
+        feedback: What else moves under them, a `Feedback` or its fields; None is nothing.
         intervals: Smallest and largest number of intervals of a run (one more than decisions).
         noise_scale: Multiplies the hidden start noise; 0 starts every run at `start`.
         valid_share: Share of episodes whose job reports a validation loss.
@@ -136,6 +138,7 @@ class EnvConfig:
 
     optimizer: str = "torch.optim.AdamW"
     schedule: Schedule = field(default_factory=Schedule)
+    feedback: Feedback | None = None
     intervals: tuple[int, int] = (25, 40)
     noise_scale: float = 1.0
     valid_share: float = 0.5
@@ -168,6 +171,7 @@ class EnvConfig:
                 "run by itself."
             )
         get_optimizer(self.optimizer)
+        object.__setattr__(self, "feedback", Feedback.read(self.feedback))
 
     @property
     def steered(self) -> SteeredOptimizer:

@@ -200,9 +200,15 @@ class Episode:
         """
         assert not self.finished
         assert self.statistics is not None
-        decision = bounded(self.config.schedule, chosen, self.statistics, self.situation())
+        decision, moved = bounded(
+            self.config.schedule,
+            self.config.feedback,
+            chosen,
+            self.statistics,
+            self.situation(),
+        )
         self.decision = decision
-        self._state = features.remember(self._state, decision.action_delta)
+        self._state = features.remember(self._state, decision.action_delta, moved)
         self._schedule = decision.schedule
         self._apply(decision.delta)
         self.observation = self._run_interval()

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -23,11 +23,15 @@ import numpy as np
 from ..core.controls import CONTROLS, Control
 from ..core.errors import ArtifactError, IncompatiblePolicyError, LhoptError
 from ..core.features import FEATURES
+from ..core.feedback import Feedback
 from ..core.schedules import Schedule
 from ..core.types import FloatArray, IntArray
 
 FORMAT = "lhopt-policy"
-FORMAT_VERSION = 1
+#: Of policies with feedback, which a version that knows none must not serve without it.
+FORMAT_VERSION = 2
+#: Of those without.
+PLAIN_VERSION = 1
 MAX_WEIGHTS_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_MANIFEST_BYTES = 4 * 2**20
@@ -72,6 +76,8 @@ class Policy:
             in torch's order i, f, g, o; "hidden.weight" `(M, H)`, "hidden.bias" `(M,)`;
             "head.weight" `(choices, M)`, "head.bias" `(choices,)`. All float32.
         training: How it came to be: configuration, seeds, curve, evaluation. For people.
+        feedback: What moves the weight decay under its decisions, where a job tells the slope of a
+            held-out loss; None is nothing.
         digest: Names the policy; computed from everything else.
     """
 
@@ -83,6 +89,7 @@ class Policy:
     optimizer: str
     weights: Mapping[str, FloatArray]
     training: Mapping[str, Any] = field(default_factory=dict)
+    feedback: Feedback | None = None
     digest: str = field(init=False)
     columns: IntArray = field(init=False, repr=False)
     #: Start and end of each control's logits in the head's output.
@@ -110,15 +117,21 @@ class Policy:
         """Width H of the LSTM."""
         return int(self.weights["lstm.weight_hh"].shape[1])
 
+    @property
+    def needs_slope(self) -> bool:
+        """Whether its decisions depend on the slope of a held-out loss, where a job tells it."""
+        return self.feedback is not None or "valid/slope" in self.features
+
     def manifest(self) -> dict[str, Any]:
         """The JSON manifest, without the digest."""
         return {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": PLAIN_VERSION if self.feedback is None else FORMAT_VERSION,
             "name": self.name,
             "optimizer": self.optimizer,
             "selection": self.selection,
             "schedule": self.schedule.to_json(),
+            **({} if self.feedback is None else {"feedback": self.feedback.to_json()}),
             "controls": [
                 {
                     "name": control.name,
@@ -192,7 +205,8 @@ def read_files(path: str | Path) -> tuple[bytes, bytes]:
 
 def from_bytes(manifest_bytes: bytes, weights_bytes: bytes, *, source: str = "policy") -> Policy:
     """A policy from the bytes of its two files; raises as `load`."""
-    manifest = read_manifest(manifest_bytes, weights_bytes, FORMAT, FORMAT_VERSION, source)
+    versions = (PLAIN_VERSION, FORMAT_VERSION)
+    manifest = read_manifest(manifest_bytes, weights_bytes, FORMAT, versions, source)
     try:
         selection = manifest["selection"]
         if selection not in get_args(Selection):
@@ -205,6 +219,7 @@ def from_bytes(manifest_bytes: bytes, weights_bytes: bytes, *, source: str = "po
             selection=selection,
             optimizer=str(manifest["optimizer"]),
             weights=read_safetensors(weights_bytes, source=source),
+            feedback=Feedback.read(manifest.get("feedback")),
             training=manifest.get("training", {}),
         )
     except ArtifactError:
@@ -218,7 +233,7 @@ def from_bytes(manifest_bytes: bytes, weights_bytes: bytes, *, source: str = "po
 
 
 def read_manifest(
-    manifest_bytes: bytes, weights_bytes: bytes, kind: str, version: int, source: str
+    manifest_bytes: bytes, weights_bytes: bytes, kind: str, versions: Sequence[int], source: str
 ) -> dict[str, Any]:
     """The manifest of a policy whose weights are those that it names.
 
@@ -226,7 +241,7 @@ def read_manifest(
         manifest_bytes: The JSON file.
         weights_bytes: The safetensors file.
         kind: The format that is wanted.
-        version: Its version that is wanted.
+        versions: Its versions that are read.
         source: What messages call the policy.
 
     Raises:
@@ -239,10 +254,10 @@ def read_manifest(
         raise ArtifactError(f"The manifest of {source} is not JSON: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != kind:
         raise ArtifactError(f"The manifest of {source} is not a {kind!r} manifest.")
-    if manifest.get("format_version") != version:
+    if manifest.get("format_version") not in versions:
         raise IncompatiblePolicyError(
             f"{source} has format version {manifest.get('format_version')!r}; this lhopt reads "
-            f"version {version}."
+            f"version {' or '.join(map(str, versions))}."
         )
     sha256 = hashlib.sha256(weights_bytes).hexdigest()
     if manifest.get("weights_sha256") != sha256:

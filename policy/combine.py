@@ -1,4 +1,6 @@
-"""Several policies as one: their mean logits, from one network of the same format.
+"""Policies made of policies, without training: several as one, and one with feedback.
+
+Several as one: their mean logits, from one network of the same format.
 
 Where trainings err differently, their mean errs less (deep ensembles: Lakshminarayanan et al.,
 2017, arXiv:1612.01474); policies of one descent hardly do (docs/training-log.md, entry 37). LSTMs
@@ -9,11 +11,14 @@ the combination, unchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from ..core.controls import CONTROL_NAMES
 from ..core.errors import ConfigurationError
 from ..core.features import FEATURES
+from ..core.feedback import DECAY, Feedback
 from ..core.types import FloatArray
 from .artifact import Policy
 
@@ -30,7 +35,7 @@ def combine(policies: Sequence[Policy], name: str) -> Policy:
 
     Raises:
         ConfigurationError: Fewer than two, one given twice, or they differ in controls, schedule,
-            optimizer or selection.
+            feedback, optimizer or selection.
     """
     digests = [policy.digest for policy in policies]
     if len(digests) < 2 or len(set(digests)) < len(digests):
@@ -42,7 +47,7 @@ def combine(policies: Sequence[Policy], name: str) -> Policy:
     for policy in policies[1:]:
         differ = [
             part
-            for part in ("controls", "schedule", "optimizer", "selection")
+            for part in ("controls", "schedule", "feedback", "optimizer", "selection")
             if getattr(policy, part) != getattr(first, part)
         ]
         if differ:
@@ -69,12 +74,43 @@ def combine(policies: Sequence[Policy], name: str) -> Policy:
         schedule=first.schedule,
         selection=first.selection,
         optimizer=first.optimizer,
+        feedback=first.feedback,
         weights={key: value.astype(np.float32) for key, value in weights.items()},
         training={
             "combined": [
                 {"name": p.name, "digest": p.digest, "training": dict(p.training)} for p in policies
             ]
         },
+    )
+
+
+def with_feedback(policy: Policy, feedback: Feedback, name: str | None = None) -> Policy:
+    """The policy with that feedback under its decisions.
+
+    It was not trained with it, and need not be: what feedback does is hidden from it.
+
+    Args:
+        policy: One without.
+        feedback: What the slope of a held-out loss does to the weight decay.
+        name: The new policy's; the policy's own if not given.
+
+    Raises:
+        ConfigurationError: It has feedback already, or does not steer the weight decay.
+    """
+    if policy.feedback is not None:
+        raise ConfigurationError(
+            f"Policy {policy.name!r} has feedback already; give the one that it was put under."
+        )
+    if CONTROL_NAMES[DECAY] not in {control.name for control in policy.controls}:
+        raise ConfigurationError(
+            f"Policy {policy.name!r} does not steer the weight decay, which feedback moves."
+        )
+    under = {"name": policy.name, "digest": policy.digest}
+    return replace(
+        policy,
+        name=name or policy.name,
+        feedback=feedback,
+        training={**policy.training, "feedback_under": under},
     )
 
 

@@ -15,6 +15,7 @@ from functools import partial, reduce
 import numpy as np
 
 from ..core.errors import ConfigurationError
+from ..core.feedback import Feedback
 from ..core.types import FloatArray
 from ..env.config import EnvConfig
 from ..env.episode import Episode
@@ -23,7 +24,7 @@ from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import Workers
 from ..inner_tasks.registry import family_of, get_task
 from .artifact import Policy
-from .evaluate import Controller, closed_loop, decay_by_slope, hold, mean_speed
+from .evaluate import Controller, closed_loop, hold, mean_speed
 from .families import COMPARE_FAMILIES, VALID_FAMILIES, available
 from .lineage import families_met, lineage
 from .pools import imitation_specs, pool_specs
@@ -31,7 +32,7 @@ from .train_config import TrainConfig
 
 #: Its row in a comparison: the default rate under the default schedule, held.
 HELD = "hold"
-#: What is added to the name of a column whose decay the slope moves.
+#: What is added to the name of a column with feedback.
 FEEDBACK = "+slope"
 #: The column of policies of one recipe, each on the families that it left out.
 RECIPE = "left-out"
@@ -51,8 +52,8 @@ class CompareConfig:
         longest: Tasks of more steps are left out.
         validates: Whether runs report a validation loss.
         tells_slope: Whether it comes with its slope along the weights' size.
-        feedback: Where above 0, every column is there a second time with its weight decay moved by
-            that slope with this gain (`decay_by_slope`).
+        feedback: Where above 0, every column is there a second time, with a `Feedback` of this gain
+            under it in place of its own, if it has one.
         keep_blunt: See `build_pool`: tasks whose tuned baseline gains little by more steps too.
         bounds: Octaves that a run counts, at least and at most: as in a training's evaluation.
     """
@@ -73,10 +74,10 @@ class CompareConfig:
                 f"decades is {self.decades}; a number from 0 to 4 is wanted: how far the starting "
                 "rates lie from the default."
             )
-        if not 0.0 <= self.feedback <= 1.0 or (self.feedback and not self.tells_slope):
+        if not 0.0 <= self.feedback <= 1e3 or (self.feedback and not self.tells_slope):
             raise ConfigurationError(
                 f"feedback is {self.feedback} and tells_slope {self.tells_slope}; a gain from 0 to "
-                "1 is wanted, above 0 only where runs tell the slope."
+                "1000 is wanted, above 0 only where runs tell the slope."
             )
 
 
@@ -283,34 +284,27 @@ def _speeds(
     """Mean speeds on one task, `(columns,)`: of each policy, and of holding the default rate."""
     spec, frontier = job
     entry = Entry(spec, get_task(spec.task), frontier)
-    measured = partial(
-        mean_speed,
-        entry,
-        EnvConfig(optimizer=policies[0].optimizer),
-        first_seed=FIRST_SEED,
-        n_runs=config.runs,
-        bounds=config.bounds,
-        reports_valid=config.validates or config.tells_slope,
-        tells_slope=config.tells_slope,
-    )
-    made: list[Callable[[Episode], Controller]] = [
-        *(partial(_controller, policy) for policy in policies),
-        lambda _: hold,
-    ]
-    decades = [*(config.decades for _ in policies), 0.0]
-    speeds = [measured(make, decades=d) for make, d in zip(made, decades, strict=True)]
+
+    def measured(policy: Policy | None, feedback: Feedback | None) -> float:
+        return mean_speed(
+            entry,
+            EnvConfig(optimizer=policies[0].optimizer, feedback=feedback),
+            partial(_controller, policy),
+            first_seed=FIRST_SEED,
+            n_runs=config.runs,
+            decades=config.decades if policy else 0.0,
+            bounds=config.bounds,
+            reports_valid=config.validates or config.tells_slope,
+            tells_slope=config.tells_slope,
+        )
+
     again: list[float] = []
     if config.feedback:
-        again = [
-            measured(partial(_fed_back, make=make, gain=config.feedback), decades=d)
-            for make, d in zip(made, decades, strict=True)
-        ]
-    return np.array([*speeds[:-1], *again, speeds[-1]])
+        moved = Feedback(config.feedback)
+        again = [measured(policy, moved) for policy in (*policies, None)]
+    speeds = [measured(policy, policy.feedback) for policy in policies]
+    return np.array([*speeds, *again, measured(None, None)])
 
 
-def _fed_back(episode: Episode, make: Callable[[Episode], Controller], gain: float) -> Controller:
-    return decay_by_slope(make(episode), gain)
-
-
-def _controller(policy: Policy, episode: Episode) -> Controller:
-    return closed_loop(policy, episode.n_runs)
+def _controller(policy: Policy | None, episode: Episode) -> Controller:
+    return closed_loop(policy, episode.n_runs) if policy else hold

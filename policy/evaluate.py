@@ -9,7 +9,6 @@ import numpy as np
 
 from ..core.actions import COLUMN, N_CONTROLS
 from ..core.controls import Control
-from ..core.features import told_slope
 from ..core.types import BoolArray, FloatArray
 from ..env.config import EnvConfig
 from ..env.episode import Draw, Episode
@@ -51,23 +50,6 @@ def closed_loop(policy: Policy, n_runs: int) -> Controller:
         seeds = [[index, i] for i in range(n_runs)]
         _, delta = choose(policy, logits, seeds)
         return delta
-
-    return decide
-
-
-def decay_by_slope(controller: Controller, gain: float) -> Controller:
-    """Another controller whose moves of the weight decay are replaced by the slope's.
-
-    No policy: a rule by hand that shows what the slope tells. Each decision moves the log of the
-    decay by `gain` times the held-out loss's slope (`core.statistics.slope`), which counts within
-    -1 and 1; where the slope is not told, by nothing.
-    """
-    decay = COLUMN["weight_decay"]
-
-    def decide(observation: FloatArray, index: int) -> FloatArray:
-        out = controller(observation, index).copy()
-        out[:, decay] = gain * np.clip(told_slope(observation), -1.0, 1.0)
-        return out
 
     return decide
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.controls import Control
 from ..core.features import FEATURES
+from ..core.feedback import Feedback
 from ..core.schedules import Schedule
 from ..core.types import FloatArray, IntArray
 from .artifact import Policy, Selection
@@ -24,6 +25,7 @@ def export(
     schedule: Schedule,
     optimizer: str,
     selection: Selection = "mean",
+    feedback: Feedback | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Policy:
     """The actor of a `HyperparameterPolicy` as numpy weights.
@@ -35,6 +37,7 @@ def export(
         schedule: The default shape that it was trained on.
         optimizer: What it was trained to steer.
         selection: How choices become decisions.
+        feedback: What moved under its decisions in training.
         training: The training report.
     """
     return Policy(
@@ -44,6 +47,7 @@ def export(
         schedule=schedule,
         selection=selection,
         optimizer=optimizer,
+        feedback=feedback,
         weights=weights(state),
         training=training or {},
     )

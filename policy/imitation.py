@@ -184,6 +184,7 @@ def _exported(policy: HyperparameterPolicy, config: EnvConfig) -> Policy:
         controls=config.controls,
         schedule=config.schedule,
         optimizer=config.optimizer,
+        feedback=config.feedback,
     )
 
 

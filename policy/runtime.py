@@ -16,6 +16,7 @@ from ..core import features, safety
 from ..core.actions import COLUMN, N_CONTROLS, Decision
 from ..core.errors import IncompatiblePolicyError
 from ..core.features import CDF_WIDTHS, RANKED, FeatureState, Situation
+from ..core.feedback import DECAY, Feedback
 from ..core.numerics import sigmoid
 from ..core.schedules import Schedule
 from ..core.statistics import Statistics
@@ -223,29 +224,50 @@ def decide(
     remembered, observation = features.update(state.features, statistics, situation)
     hidden, cell, logits = forward(policy, state.hidden, state.cell, observation[:, policy.columns])
     _, chosen = choose(policy, logits, seeds)
-    decision = bounded(policy.schedule, chosen, statistics, situation, scheduled)
-    remembered = features.remember(remembered, decision.action_delta)
+    decision, moved = bounded(
+        policy.schedule, policy.feedback, chosen, statistics, situation, scheduled
+    )
+    remembered = features.remember(remembered, decision.action_delta, moved)
     return State(remembered, hidden, cell), decision
 
 
 def bounded(
     schedule: Schedule,
+    feedback: Feedback | None,
     chosen: FloatArray,
     statistics: Statistics,
     situation: Situation,
     scheduled: BoolArray | None = None,
-) -> Decision:
-    """A policy's deltas `(K, controls)` with its schedule added and the safety bounds kept."""
+) -> tuple[Decision, FloatArray | None]:
+    """A policy's deltas `(K, controls)`, schedule and feedback added, and the safety bounds kept.
+
+    Returns:
+        The decision, and of its move of the weight decay the part that is feedback's, `(K,)`; None
+        without feedback.
+    """
+    own = np.asarray(chosen, np.float64)[:, DECAY]
+    move = None if feedback is None else feedback.move(statistics, situation.share)
+    if move is not None:
+        # who does not steer the decay is not told that it was to be moved
+        move = np.where(np.isfinite(situation.relative[:, DECAY]), move, 0.0)
+        chosen = np.array(chosen, np.float64)
+        chosen[:, DECAY] += move
     schedule_next = schedule.log_multiplier(situation.progress, situation.share)
     on = np.isfinite(situation.relative[:, COLUMN["learning_rate"]])
     on = on if scheduled is None else on & scheduled
-    return safety.bound(
+    decision = safety.bound(
         chosen,
         relative=situation.relative,
         statistics=statistics,
         schedule_now=situation.schedule,
         schedule_next=np.where(on, schedule_next, situation.schedule),
     )
+    if move is None:
+        return decision, None
+    # where a bound cut, or a loss that is not finite held everything, less of it was done
+    done = decision.action_delta[:, DECAY] - own
+    done = np.clip(done, np.minimum(move, 0.0), np.maximum(move, 0.0))
+    return decision, np.where(statistics.diverged, 0.0, done)
 
 
 def _sigmoid(x: FloatArray) -> FloatArray:

@@ -101,7 +101,7 @@ class SmallPolicy:
         source = str(path)
         manifest_bytes, weights_bytes = artifact.read_files(path)
         manifest = artifact.read_manifest(
-            manifest_bytes, weights_bytes, FORMAT, FORMAT_VERSION, source
+            manifest_bytes, weights_bytes, FORMAT, (FORMAT_VERSION,), source
         )
         try:
             policy = cls(

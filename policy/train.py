@@ -203,6 +203,7 @@ class Trainer(PPOTrainer[Policy]):
             schedule=self.env_config.schedule,
             optimizer=self.config.optimizer,
             selection=self.config.selection,
+            feedback=self.env_config.feedback,
             training={
                 "config": self.config.to_json(),
                 "env": json.loads(json.dumps(self.env_config.to_json())),

@@ -92,7 +92,8 @@ class SessionReply(BaseModel):
     """A session opened or forked. `decision` is in force until `next_index` is reported.
 
     `schedule` is the policy's default shape, which a job follows by itself while it has no answer;
-    it comes with a session that is opened, unless the job brings its own schedule.
+    it comes with a session that is opened, unless the job brings its own schedule. `needs_slope`,
+    which comes then too, says whether decisions depend on the statistic `valid_slope`.
     """
 
     id: str
@@ -103,6 +104,7 @@ class SessionReply(BaseModel):
     decision: dict[str, Any]
     wire_version: int
     schedule: dict[str, Any] | None = None
+    needs_slope: bool | None = None
 
 
 class DecisionReply(BaseModel):

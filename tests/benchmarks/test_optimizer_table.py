@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -66,10 +64,10 @@ def test_a_run_is_the_run_of_the_main_bench(task: Task, name: str, steered: bool
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
 
 
-def steering(policy: Policy | None, task: Task) -> Callable[[Any], Tuner] | None:
+def steering(policy: Policy | None, task: Task) -> real.MakeTuner | None:
     if policy is None:
         return None
-    return lambda optimizer: Tuner(optimizer, task.spec.steps, policy=policy)
+    return lambda optimizer, _: Tuner(optimizer, task.spec.steps, policy=policy)
 
 
 def test_workers_that_always_meet_are_one_run_with_the_whole_batch(task: Task) -> None:

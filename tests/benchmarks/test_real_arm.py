@@ -16,6 +16,7 @@ from lhopt.benchmarks.real import DECISIONS
 from lhopt.benchmarks.records import CURVE, evaluation_steps
 from lhopt.client import Tuner
 from lhopt.core.actions import COLUMN
+from lhopt.core.feedback import Feedback
 from lhopt.core.schedules import Schedule
 from lhopt.env.config import EnvConfig
 from lhopt.env.episode import Episode
@@ -25,6 +26,7 @@ from lhopt.inner_tasks.engine import initial_params
 from lhopt.inner_tasks.registry import get_task
 from lhopt.optimizers.together import Together
 from lhopt.policy.artifact import Policy
+from lhopt.policy.combine import with_feedback
 from lhopt.policy.evaluate import Controller, closed_loop, hold, run
 
 STEPS, SEEDS, RATE = 100, (0, 3), 0.005
@@ -43,7 +45,7 @@ def entry(name: str) -> Entry:
 def test_the_tuner_in_a_real_loop_is_the_batched_environment(
     name: str, validates: bool, optimizer: str, make_policy: Callable[..., Policy]
 ) -> None:
-    policy = make_policy(optimizer)
+    policy = with_feedback(make_policy(optimizer), Feedback(4.0))  # idle where nothing validates
     # orthogonalised updates amplify rounding, as torch.optim.Muon's do: the batch and the single
     # run part by 1e-3 within 100 steps
     close = 1e-4 if optimizer == "torch.optim.AdamW" else 1e-2
@@ -55,19 +57,19 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
 
     starts = {k: np.full(len(SEEDS), v) for k, v in real.default_values(optimizer).items()}
     starts["learning_rate"] = np.full(len(SEEDS), RATE)
-    config = EnvConfig(optimizer=optimizer)
+    config = EnvConfig(optimizer=optimizer, feedback=policy.feedback)
     batched = run(
         entry(name), config, controller, seeds=SEEDS, starts=starts, n_intervals=DECISIONS,
-        reports_valid=validates,
+        reports_valid=validates, tells_slope=validates,
     )  # fmt: skip
     epochs, labels = get_task(name).epochs(STEPS), get_task(name).n_labels()
     for i, seed in enumerate(SEEDS):
         ours = real.train(
             get_task(name), STEPS, seed, real.recipe(optimizer, RATE),
-            tuner=lambda o: Tuner(
+            tuner=lambda o, validate: Tuner(
                 o, STEPS, decisions=DECISIONS, policy=policy, epochs=epochs, labels=labels,
+                validate=validate if validates else None,
             ),
-            validates=validates,
         )  # fmt: skip
         decided = ours.history[1:]
         assert len(decided) == len(batched.actions)
@@ -76,7 +78,10 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
             last = decided[-1].values[control.name]
             there = episodes[0].values[i, COLUMN[control.name]]
             assert last == pytest.approx(there, rel=close)
-            if control.name in ("one_minus_beta1", "weight_decay"):  # no schedule in the moves
+            # no schedule in these moves, and no feedback where nothing validates
+            if control.name == "one_minus_beta1" or (
+                control.name == "weight_decay" and not validates
+            ):
                 moves = np.log([record.moves[control.name] for record in decided])
                 chosen = batched.actions[:, i, COLUMN[control.name]]
                 np.testing.assert_allclose(moves, chosen, atol=close)
@@ -122,7 +127,7 @@ def test_the_no_op_arm_is_the_tuner_with_a_policy_that_holds(
     for i, seed in enumerate((0, 3)):
         ours = real.train(
             task, STEPS, seed, real.recipe(optimizer, float(rates[i])),
-            tuner=lambda o: Tuner(o, STEPS, decisions=DECISIONS, policy=holding(policy)),
+            tuner=lambda o, _: Tuner(o, STEPS, decisions=DECISIONS, policy=holding(policy)),
         )  # fmt: skip
         assert all(
             move == 1.0 for r in ours.history[1:] for n, move in r.moves.items() if "beta" in n

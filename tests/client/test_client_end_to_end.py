@@ -13,9 +13,13 @@ import pytest
 import torch
 
 from lhopt.client import ApiError, AsyncClient, Client, Tuner
+from lhopt.core.feedback import Feedback
 from lhopt.policy.artifact import Policy, save
+from lhopt.policy.combine import with_feedback
 
 uvicorn = pytest.importorskip("uvicorn")
+
+FEEDBACK = Feedback(5.0)
 
 
 @pytest.fixture
@@ -27,6 +31,7 @@ def url(policy: Policy, tmp_path: Path) -> Iterator[str]:
 
     folder = tmp_path / "policies"
     save(policy, folder)
+    save(with_feedback(policy, FEEDBACK, "fed"), folder)
     app = create_app(Settings(database=tmp_path / "db.sqlite3", policies_folder=folder))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
@@ -92,6 +97,41 @@ def test_a_resumed_run_on_the_real_server(url: str, make_job: Any) -> None:
         with pytest.raises(ApiError) as caught:
             client.session("ses_" + "a" * 26)
     assert caught.value.status == 404
+
+
+def test_a_run_that_validates_is_steered_by_the_slope_alike(
+    url: str, make_job: Any, policy: Policy
+) -> None:
+    """The server says that its policy goes by the slope; the job measures it, also once resumed."""
+    fed = with_feedback(policy, FEEDBACK, "fed")
+    histories, decays = [], []
+    for where in ({"policy": fed}, {"policy": "fed", "url": url, "timeout": 10.0}):
+        job = make_job()
+        optimizer = torch.optim.AdamW(job.groups())
+
+        def validate(job: Any = job) -> Any:
+            return (job.net(job.x[48:]) - job.y[48:]).square().mean()
+
+        made: Any = lambda opt=optimizer, w=where, v=validate: Tuner(  # noqa: E731
+            opt, 60, interval=5, validate=v, **w
+        )
+        tuner = made()
+        job.run(optimizer, tuner, range(23))
+        state, first = tuner.state_dict(), list(tuner.history)
+        tuner.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # pre-empted
+        again = made()
+        again.load_state_dict(state)
+        job.run(optimizer, again, range(23, 60))
+        again.close()
+        histories.append(first + list(again.history))
+        decays.append(optimizer.param_groups[0]["weight_decay"])
+        assert all("valid_slope" in r.statistics for r in histories[-1] if r.statistics)
+        assert {r.source for r in histories[-1]} == {"policy"}
+    assert histories[0] == histories[1]
+    plain = make_job()
+    optimizer = torch.optim.AdamW(plain.groups())
+    plain.run(optimizer, Tuner(optimizer, 60, interval=5, policy=policy), range(60))
+    assert decays[0] == decays[1] != optimizer.param_groups[0]["weight_decay"]
 
 
 def test_both_clients_speak_to_the_real_server(url: str, policy: Policy) -> None:

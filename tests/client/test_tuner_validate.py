@@ -182,7 +182,9 @@ def test_a_validation_of_a_copy_is_told_once_and_has_no_slope(
     assert "valid_slope" not in tuner.history[1].statistics
 
 
-def test_over_http_the_loss_alone_is_measured(job: Any, fake_server: Any) -> None:
+def test_over_http_a_server_that_does_not_ask_for_the_slope_gets_the_loss_alone(
+    job: Any, fake_server: Any
+) -> None:
     optimizer, calls = torch.optim.AdamW(job.net.parameters()), []
 
     def validate() -> float:

@@ -247,7 +247,7 @@ def _rows(policy: Policy, **changes: Any) -> list[Any]:
         (lambda p: {"controls": _rows(p, kind="logit_shift")}, r"learning_rate' \(logit_shift\)"),
         (lambda p: {"controls": _rows(p, choices=[0.5, 1.0])}, r"'head\.bias' has the shape"),
         (lambda p: {"controls": p.manifest()["controls"][:2]}, r"'head\.bias' has the shape"),
-        (lambda p: {"format_version": 2}, "format version 2; this lhopt reads version 1"),
+        (lambda p: {"format_version": 3}, "format version 3; this lhopt reads version 1 or 2"),
     ],
     ids=["feature", "fewer", "control", "bounds", "kind", "choices", "fewer controls", "version"],
 )

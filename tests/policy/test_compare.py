@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from lhopt.cli.main import main
-from lhopt.core.actions import COLUMN, N_CONTROLS
 from lhopt.core.errors import ConfigurationError
-from lhopt.core.features import FEATURES
 from lhopt.policy.artifact import Policy, save
 from lhopt.policy.compare import HELD, CompareConfig, Comparison, compare, unseen
-from lhopt.policy.evaluate import decay_by_slope
 from lhopt.policy.families import COMPARE_FAMILIES
 from lhopt.policy.lineage import families_met
 from lhopt.policy.train_config import TrainConfig
@@ -35,25 +32,13 @@ def test_equal_policies_are_equal_and_holding_stands_beside_them(policy: Policy)
 
 
 def test_with_feedback_every_column_is_there_again_with_its_decay_moved(policy: Policy) -> None:
-    config = replace(SHORT, tells_slope=True, feedback=0.3)
+    config = replace(SHORT, tells_slope=True, feedback=10.0)
     found = compare({"one": policy}, config)
     assert found.policies == ("one", "one+slope", "hold+slope", HELD)
     assert len(set(found.mean.tolist())) == 4
     assert found.mean[-1] == compare({"one": policy}, SHORT).mean[-1]  # holding reads nothing
     with pytest.raises(ConfigurationError, match="only where runs tell the slope"):
         replace(SHORT, feedback=0.3)
-
-
-def test_the_slope_moves_the_decay_alone_and_nothing_where_it_is_not_told() -> None:
-    slopes = np.array([0.1, -0.5, 3.0, 0.0])
-    observation = np.zeros((4, len(FEATURES)), np.float32)
-    observation[:, FEATURES.index("valid/slope")] = np.arcsinh(5.0 * slopes) / 2.0
-    moves = decay_by_slope(lambda seen, _: np.full((len(seen), N_CONTROLS), 0.7), 0.2)(
-        observation, 0
-    )
-    decay = COLUMN["weight_decay"]
-    np.testing.assert_allclose(moves[:, decay], [0.02, -0.1, 0.2, 0.0], atol=1e-6)
-    assert (np.delete(moves, decay, 1) == 0.7).all()
 
 
 def test_the_interval_counts_families_before_tasks() -> None:
