@@ -59,13 +59,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     feedback.add_argument("folder", metavar="FOLDER", type=Path, help="where to write it")
     feedback.add_argument("policy", metavar="PATH_OR_NAME", help="the policy")
     feedback.add_argument(
-        "--gain",
-        type=float,
+        "--set",
+        action="append",
+        default=[],
         required=True,
-        help="by how much the log of the decay moves over a run whose slope is 1 throughout",
-    )
-    feedback.add_argument(
-        "--limit", type=float, default=1.0, help="the slope counts within plus and minus this"
+        metavar="NAME=NUMBER",
+        help="a field of lhopt.core.feedback.Feedback; gain is wanted, others have defaults",
     )
     feedback.add_argument("--name", help="the new policy's name (default: the policy's)")
     verify = words.add_parser("verify", help="check files; exit status 1 if one is broken")
@@ -117,7 +116,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=0.0,
         metavar="GAIN",
         help="with the slope told, every column a second time with feedback of this gain, which "
-        "moves the weight decay by it: a policy with feedback has about 10",
+        "moves the weight decay by it: `steerable` has 200",
     )
     compare.add_argument(
         "--blunt",
@@ -237,7 +236,16 @@ def _feedback(args: argparse.Namespace) -> int:
     from ..policy.artifact import save
     from ..policy.combine import with_feedback
 
-    made = with_feedback(_find(args.policy), Feedback(args.gain, args.limit), args.name)
+    given: dict[str, float] = {}
+    for item in args.set:
+        name, _, text = item.partition("=")
+        try:
+            given[name] = float(text)
+        except ValueError as error:
+            raise ConfigurationError(f"--set {item}: {text!r} is not a number.") from error
+    feedback = Feedback.read(given)
+    assert feedback is not None
+    made = with_feedback(_find(args.policy), feedback, args.name)
     path = save(made, args.folder)
     print(f"{path}: {made.name} {made.digest[:12]}, {_moved(made)}")
     return 0
@@ -247,8 +255,7 @@ def _moved(policy: Policy) -> str:
     """What moves under a policy's decisions."""
     if policy.feedback is None:
         return "no feedback"
-    gain, limit = policy.feedback.gain, policy.feedback.limit
-    return f"the slope moves the weight decay, gain {gain:g}, within {limit:g}"
+    return ", ".join(f"{k} {v:g}" for k, v in policy.feedback.to_json().items())
 
 
 def _find(name: str) -> Policy:

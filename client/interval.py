@@ -17,6 +17,8 @@ from .losses import Losses
 MAX_TOTAL = 4 * 2**20
 #: What each tensor may sample, however many there are.
 MIN_ENTRIES = 256
+#: What is measured of the held-out loss around the present weights.
+_SHAPE = ("valid_slope", "valid_curvature")
 
 
 class Interval:
@@ -36,6 +38,7 @@ class Interval:
         losses: Losses reported in it.
         valid_loss: Latest validation value reported in it.
         valid_slope: Its slope along the weights' size, if that was measured.
+        valid_curvature: Its curvature there.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Interval:
         self.offset = 0
         self.valid_loss: float | None = None
         self.valid_slope: float | None = None
+        self.valid_curvature: float | None = None
         self.losses.clear()
         self._sums = Accumulator.empty(1)
         self._waiting: list[measurement.Measured] = []
@@ -118,8 +122,9 @@ class Interval:
         moved = measurement.log_displacement(self._moving or [], self._start, self._max_entries)
         valid = None if self.valid_loss is None else np.array([self.valid_loss])
         others = self._horizons()
-        if self.valid_slope is not None:
-            others["valid_slope"] = np.array([self.valid_slope])
+        for name in _SHAPE:
+            if (value := getattr(self, name)) is not None:
+                others[name] = np.array([value])
         return sums.finish(log_displacement=moved, valid_loss=valid, others=others)
 
     def _horizons(self) -> dict[str, FloatArray]:
@@ -153,7 +158,7 @@ class Interval:
             "offset": self.offset,
             "losses": list(self.losses.resolve()),
             "valid_loss": self.valid_loss,
-            "valid_slope": self.valid_slope,
+            **{name: getattr(self, name) for name in _SHAPE},
             "sums": self._sums.sums[0].tolist(),
             "n_measured": self._sums.n_measured,
             "moving": None
@@ -172,8 +177,9 @@ class Interval:
         self.offset = int(state["offset"])
         self.losses.restore(state["losses"])
         self.valid_loss = None if state["valid_loss"] is None else float(state["valid_loss"])
-        found = state.get("valid_slope")  # missing in a checkpoint of before there was any
-        self.valid_slope = None if found is None else float(found)
+        for name in _SHAPE:
+            found = state.get(name)  # missing in a checkpoint of before there was any
+            setattr(self, name, None if found is None else float(found))
         sums = np.asarray(state["sums"], np.float64).reshape(1, len(STEP_STATISTICS))
         self._sums = Accumulator(sums, int(state["n_measured"]))
         if state["moving"] is not None:

@@ -75,9 +75,9 @@ class Tuner:
             has, in evaluation mode and without gradients, and leaves it in the mode it came in.
             Instead of calls of `report_validation`: called before each decision, with the averaged
             weights where there are some; and, if the policy goes by the loss's slope, which
-            suggests whether a net decays too little, twice more with weights 2% smaller and larger,
-            which takes the memory of one more copy. They are back to the bit afterwards,
-            whatever happens. Not in distributed training.
+            suggests whether a net decays too little, three times more, with the raw weights and
+            with weights 2% smaller and larger, which takes the memory of one more copy. They are
+            back to the bit afterwards, whatever happens. Not in distributed training.
         name: What people call this run.
 
     Attributes:
@@ -290,7 +290,7 @@ class Tuner:
 
     def _sloped(self) -> None:
         assert self._validation is not None
-        self._log.valid_slope = self._validation.slope()
+        self._log.valid_slope, self._log.valid_curvature = self._validation.slope()
 
     def _decide_if_due(self) -> None:
         due = self._boundary - self._begun

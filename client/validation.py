@@ -1,4 +1,4 @@
-"""A held-out loss and its slope along the weights' size, measured by the Tuner itself."""
+"""A held-out loss, its slope and curvature along the weights' size, measured by the Tuner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from ..core.statistics import SLOPE_STEP, slope
+from ..core.statistics import SLOPE_STEP, curvature, slope
 from .ranks import check_alone
 
 Validate = Callable[[], "Tensor | float"]
@@ -44,8 +44,8 @@ class Validation:
         with self._unseen(), averaged():
             return self._once()
 
-    def slope(self) -> float | None:
-        """The loss's slope along the size of the raw weights; None where a loss is no number.
+    def slope(self) -> tuple[float | None, float | None]:
+        """The loss's slope and curvature along the size of the raw weights; None is no number.
 
         All parameters are scaled, as where policies train, whose runs decay all of them.
 
@@ -55,13 +55,16 @@ class Validation:
         """
         with self._unseen():
             shrunk, grown = (self._scaled(1.0 + by) for by in (-SLOPE_STEP, SLOPE_STEP))
+            same = self._once()
         if shrunk == grown and np.isfinite(shrunk):
             raise ValueError(
                 f"validate gave {shrunk} with weights {SLOPE_STEP:.0%} smaller and larger; it must "
                 "evaluate the model whose parameters the optimizer has, no copy of it"
             )
-        found = float(slope(np.array([shrunk]), np.array([grown]))[0])
-        return found if np.isfinite(found) else None
+        a, b, c = (np.array([loss]) for loss in (shrunk, same, grown))
+        found = (float(slope(a, c)[0]), float(curvature(a, b, c)[0]))
+        sloped, curved = (value if np.isfinite(value) else None for value in found)
+        return sloped, curved
 
     def _params(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]

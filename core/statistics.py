@@ -52,6 +52,7 @@ INTERVAL_STATISTICS: tuple[str, ...] = (
     "log_epochs",  # log of the passes over the training data; nan if the job does not tell
     "log_params_per_label",  # log of trained scalars per target value; nan if it does not tell
     "valid_slope",  # share by which the held-out loss grows per share by which all weights grow
+    "valid_curvature",  # by how much that slope grows, along the same way
 )
 #: By how much the weights are scaled, both ways, to see that slope.
 SLOPE_STEP = 0.02
@@ -82,6 +83,23 @@ def slope(shrunk: FloatArray, grown: FloatArray) -> FloatArray:
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         level = np.abs(shrunk) / 2.0 + np.abs(grown) / 2.0
         found = (grown - shrunk) / (2.0 * SLOPE_STEP) / level
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def curvature(shrunk: FloatArray, same: FloatArray, grown: FloatArray) -> FloatArray:
+    """The held-out loss's second derivative by the weights' factor, over the loss.
+
+    Args:
+        shrunk: As for `slope`.
+        same: `(K,)` held-out loss with the weights as they are.
+        grown: As for `slope`.
+
+    Returns:
+        `(K,)`, nan where a loss is not finite or `same` is 0.
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        level = np.abs(same) * SLOPE_STEP**2
+        found = ((grown - same) - (same - shrunk)) / level
     return np.where(np.isfinite(found), found, np.nan)
 
 

@@ -200,15 +200,16 @@ class Episode:
         """
         assert not self.finished
         assert self.statistics is not None
-        decision, moved = bounded(
+        decision, fed = bounded(
             self.config.schedule,
             self.config.feedback,
             chosen,
             self.statistics,
             self.situation(),
+            moved=self._state.feedback,
         )
         self.decision = decision
-        self._state = features.remember(self._state, decision.action_delta, moved)
+        self._state = features.remember(self._state, decision.action_delta, fed)
         self._schedule = decision.schedule
         self._apply(decision.delta)
         self.observation = self._run_interval()
@@ -248,7 +249,8 @@ class Episode:
             n = self.config.valid_examples
             valid = self.task.loss_scale * self.runs.evaluate("inner_valid", limit=n)
             if drawn.tells_slope:
-                others["valid_slope"] = self.runs.slope("inner_valid", limit=n)
+                sloped, curved = self.runs.slope("inner_valid", limit=n)
+                others |= {"valid_slope": sloped, "valid_curvature": curved}
         self.statistics = accumulated.finish(
             log_displacement=displacement, valid_loss=valid, others=others
         )

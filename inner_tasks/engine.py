@@ -20,7 +20,7 @@ from torch.func import vmap
 from ..core.controls import CONTROL_NAMES
 from ..core.errors import ConfigurationError
 from ..core.moments import MOMENTS, tensor_moments
-from ..core.statistics import SLOPE_STEP, slope
+from ..core.statistics import SLOPE_STEP, curvature, slope
 from ..core.types import BoolArray, FloatArray, IntArray
 from ..optimizers.blocks import Scratch, matrices
 from ..optimizers.numbers import cast
@@ -288,19 +288,21 @@ class BatchedRuns:
         out = (total / n).numpy()
         return np.where(self.alive[picked] & np.isfinite(out), out, np.inf)
 
-    def slope(self, split: Split, *, limit: int | None = None) -> FloatArray:
-        """Slope of every run's loss along its weights' size, `(K,)`; see `core.statistics.slope`.
+    def slope(self, split: Split, *, limit: int | None = None) -> tuple[FloatArray, FloatArray]:
+        """Slope and curvature of every run's loss along its weights' size, `(K,)` each.
 
-        Of the raw weights, which weight decay acts on, not of their average.
+        See `core.statistics.slope` and `curvature`. Of the raw weights, which weight decay acts on,
+        not of their average.
         """
         weights, losses = self.flat, []
         try:
-            for factor in (1.0 - SLOPE_STEP, 1.0 + SLOPE_STEP):
+            for factor in (1.0 - SLOPE_STEP, 1.0, 1.0 + SLOPE_STEP):
                 self.flat = weights * factor
                 losses.append(self.evaluate(split, limit=limit, averaged=False))
         finally:
             self.flat = weights
-        return slope(*losses)
+        shrunk, same, grown = losses
+        return slope(shrunk, grown), curvature(shrunk, same, grown)
 
     def keep(self, rows: IntArray | BoolArray) -> None:
         """Go on with some of the runs only; the others are dropped."""

@@ -224,10 +224,16 @@ def decide(
     remembered, observation = features.update(state.features, statistics, situation)
     hidden, cell, logits = forward(policy, state.hidden, state.cell, observation[:, policy.columns])
     _, chosen = choose(policy, logits, seeds)
-    decision, moved = bounded(
-        policy.schedule, policy.feedback, chosen, statistics, situation, scheduled
+    decision, fed = bounded(
+        policy.schedule,
+        policy.feedback,
+        chosen,
+        statistics,
+        situation,
+        scheduled,
+        moved=remembered.feedback,
     )
-    remembered = features.remember(remembered, decision.action_delta, moved)
+    remembered = features.remember(remembered, decision.action_delta, fed)
     return State(remembered, hidden, cell), decision
 
 
@@ -238,15 +244,26 @@ def bounded(
     statistics: Statistics,
     situation: Situation,
     scheduled: BoolArray | None = None,
+    *,
+    moved: FloatArray,
 ) -> tuple[Decision, FloatArray | None]:
     """A policy's deltas `(K, controls)`, schedule and feedback added, and the safety bounds kept.
+
+    Args:
+        schedule: The policy's.
+        feedback: The policy's.
+        chosen: What it chose.
+        statistics: Of the interval that just ended.
+        situation: Where the runs stand.
+        scheduled: See `decide`.
+        moved: `(K,)` `FeatureState.feedback`: how far feedback has moved the decay so far.
 
     Returns:
         The decision, and of its move of the weight decay the part that is feedback's, `(K,)`; None
         without feedback.
     """
     own = np.asarray(chosen, np.float64)[:, DECAY]
-    move = None if feedback is None else feedback.move(statistics, situation.share)
+    move = None if feedback is None else feedback.move(statistics, situation.share, moved)
     if move is not None:
         # who does not steer the decay is not told that it was to be moved
         move = np.where(np.isfinite(situation.relative[:, DECAY]), move, 0.0)

@@ -93,7 +93,8 @@ class SessionReply(BaseModel):
 
     `schedule` is the policy's default shape, which a job follows by itself while it has no answer;
     it comes with a session that is opened, unless the job brings its own schedule. `needs_slope`,
-    which comes then too, says whether decisions depend on the statistic `valid_slope`.
+    which comes then too, says whether decisions depend on the statistics `valid_slope`
+    and `valid_curvature`.
     """
 
     id: str

@@ -19,7 +19,7 @@ from lhopt.policy.combine import with_feedback
 
 uvicorn = pytest.importorskip("uvicorn")
 
-FEEDBACK = Feedback(5.0)
+FEEDBACK = Feedback(100.0)
 
 
 @pytest.fixture

@@ -68,10 +68,11 @@ def test_loss_and_slope_are_those_of_the_weights_and_nothing_else_changes(
     twin.run(plain, silent, range(INTERVAL))
     assert torch.equal(job.weights(), twin.weights())
 
-    assert len(calls) == 3
+    assert len(calls) == 4
     raw = twin.weights()
     torch.testing.assert_close(calls[1], raw * (1 - SLOPE_STEP))
     torch.testing.assert_close(calls[2], raw * (1 + SLOPE_STEP))
+    assert torch.equal(calls[3], raw)
     assert torch.equal(calls[0], raw) == (kind == "adamw")  # else the averaged ones
     got = tuner.history[1].statistics
     losses = []
@@ -81,6 +82,8 @@ def test_loss_and_slope_are_those_of_the_weights_and_nothing_else_changes(
     assert got["valid_loss"] == pytest.approx(losses[0])
     slope = (losses[2] - losses[1]) / (2 * SLOPE_STEP) / ((losses[1] + losses[2]) / 2)
     assert got["valid_slope"] == pytest.approx(slope, rel=1e-4)
+    bend = (losses[1] + losses[2] - 2 * losses[3]) / SLOPE_STEP**2 / losses[3]
+    assert got["valid_curvature"] == pytest.approx(bend, rel=1e-4)
     assert "valid_slope" not in silent.history[1].statistics
 
 
@@ -100,7 +103,7 @@ def test_a_policy_that_does_not_read_the_slope_costs_one_call(job: Any, policy: 
     assert "valid_slope" not in tuner.history[1].statistics
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3], ids=["loss", "smaller", "larger"])
+@pytest.mark.parametrize("failing", [1, 2, 3, 4], ids=["loss", "smaller", "larger", "same"])
 def test_a_validation_that_fails_gives_the_weights_back_and_warns_once(
     job: Any, make_job: Any, policy: Policy, caplog: pytest.LogCaptureFixture, failing: int
 ) -> None:
@@ -110,8 +113,8 @@ def test_a_validation_that_fails_gives_the_weights_back_and_warns_once(
 
     def validate() -> Tensor:
         calls.append(0)
-        # without a slope's first call there is no second
-        at = (len(calls) - 1) % (2 if failing == 2 else 3) + 1
+        # where one of a slope's calls fails, the next are not made
+        at = (len(calls) - 1) % (4 if failing == 1 else failing) + 1
         if at == failing:
             raise RuntimeError("no such file")
         return held_out(job)
@@ -163,7 +166,7 @@ def test_a_validation_that_shuffles_sees_the_same_examples_every_time(
 
     tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=validate)
     job.run(optimizer, tuner, range(INTERVAL))
-    assert len(drawn) == 3
+    assert len(drawn) == 4
     assert all(torch.equal(rows, drawn[0]) for rows in drawn)
 
 

@@ -63,15 +63,18 @@ def test_the_slope_is_the_derivative_by_the_size_of_the_raw_weights() -> None:
     runs = BatchedRuns(task, [1, 2], Settings(3e-2), rule=STEERABLE)
     runs.advance(30)
     before = runs.flat.clone()
-    found = runs.slope("inner_valid", limit=64)
+    found, bent = runs.slope("inner_valid", limit=64)
     assert torch.equal(runs.flat, before)
     rows = tuple(a[:64] for a in task.arrays("inner_valid"))
     for i in range(2):
         size = torch.tensor(1.0, requires_grad=True)
         params = {k: v.detach() * size for k, v in split_params(runs, i).items()}
         loss = task.evaluate(params, rows)
-        (gradient,) = torch.autograd.grad(loss, size)
-        assert found[i] == pytest.approx(float(gradient / loss.detach()), rel=0.1, abs=1e-2)
+        (gradient,) = torch.autograd.grad(loss, size, create_graph=True)
+        (second,) = torch.autograd.grad(gradient, size)
+        level = loss.detach()
+        assert found[i] == pytest.approx(float(gradient.detach() / level), rel=0.1, abs=1e-2)
+        assert bent[i] == pytest.approx(float(second / level), rel=0.1, abs=0.1)
 
 
 def test_a_slope_without_a_number_is_not_measured() -> None:

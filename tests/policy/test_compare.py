@@ -32,7 +32,7 @@ def test_equal_policies_are_equal_and_holding_stands_beside_them(policy: Policy)
 
 
 def test_with_feedback_every_column_is_there_again_with_its_decay_moved(policy: Policy) -> None:
-    config = replace(SHORT, tells_slope=True, feedback=10.0)
+    config = replace(SHORT, tells_slope=True, feedback=200.0)
     found = compare({"one": policy}, config)
     assert found.policies == ("one", "one+slope", "hold+slope", HELD)
     assert len(set(found.mean.tolist())) == 4

@@ -39,10 +39,11 @@ def steering(make: Make) -> Policy:
     return make(controls=CONTROL_SET)
 
 
-def interval(index: int, slope: float, moved: float = 0.0) -> Statistics:
+def interval(index: int, slope: float, moved: float = 0.0, bent: float = 6.0) -> Statistics:
     """The same for every run but for what a decay moved by `moved` makes of the horizon."""
     values = np.random.default_rng(index).normal(size=(1, len(STATISTICS)))
     values[:, INDEX["valid_slope"]] = slope
+    values[:, INDEX["valid_curvature"]] = bent
     values[:, INDEX["log_decay"]] += moved
     return Statistics(values)
 
@@ -66,11 +67,21 @@ def test_it_integrates_the_slope_and_the_policy_decides_as_if_it_were_not_there(
 ) -> None:
     plain = [d.action_delta for d in steer(steering, SLOPES)]
     # reading the slope itself, the two would see the same; only feedback may differ
-    fed = [d.action_delta for d in steer(with_feedback(steering, Feedback(2.0)), SLOPES)]
+    feedback = Feedback(20.0, damping=4.0, limit=0.1)
+    fed = [d.action_delta for d in steer(with_feedback(steering, feedback), SLOPES)]
     gap = np.concatenate(fed) - np.concatenate(plain)
+    # 2 nats an interval for each unit of slope / (6 + 4)
     np.testing.assert_allclose(gap[:, DECAY], [0.1, -0.04, 0.0, 0.2, -0.2], atol=1e-9)
     np.testing.assert_allclose(np.delete(gap, DECAY, 1), 0.0, atol=1e-9)
     assert np.abs(np.concatenate(plain)[:, DECAY]).min() > 0.01
+
+
+def test_it_takes_back_what_it_raised_and_no_more(steering: Policy) -> None:
+    slopes = (-0.5, 0.5, -3.0)
+    feedback = Feedback(20.0, damping=4.0, limit=0.1)
+    plain = np.concatenate([d.action_delta for d in steer(steering, slopes)])
+    fed = np.concatenate([d.action_delta for d in steer(with_feedback(steering, feedback), slopes)])
+    np.testing.assert_allclose((fed - plain)[:, DECAY], [0.0, 0.1, -0.1], atol=1e-9)
 
 
 def test_where_no_slope_is_told_it_is_the_policy_without(steering: Policy) -> None:
@@ -81,20 +92,30 @@ def test_where_no_slope_is_told_it_is_the_policy_without(steering: Policy) -> No
         assert one.reasons == other.reasons
 
 
-def test_how_often_a_job_asks_does_not_matter_and_the_limit_holds() -> None:
-    feedback, steep = Feedback(6.0, limit=0.5), Statistics(interval(0, 9.0).values)
-    rare, often = feedback.move(steep, np.full(1, 0.2)), feedback.move(steep, np.full(1, 0.02))
-    assert rare[0] == pytest.approx(6.0 * 0.2 * 0.5)
-    assert often[0] == pytest.approx(rare[0] / 10)
+def test_how_often_a_job_asks_does_not_matter_and_limit_and_floor_hold() -> None:
+    feedback, zero = Feedback(60.0, damping=10.0, limit=0.05, floor=-0.5), np.zeros(1)
+
+    def move(slope: float, bent: float, share: float = 0.2, moved: float = 0.0) -> float:
+        told = interval(0, slope, bent=bent)
+        return float(feedback.move(told, zero + share, zero + moved)[0])
+
+    assert move(9.0, 0.0) == pytest.approx(60.0 * 0.2 * 0.05)
+    assert move(9.0, 0.0, share=0.02) == pytest.approx(move(9.0, 0.0) / 10)
+    assert move(0.3, 20.0) == pytest.approx(60.0 * 0.2 * 0.01)
+    assert move(0.3, -500.0) == pytest.approx(60.0 * 0.2 * 0.03)  # bent down: by the slope alone
+    assert move(-9.0, 0.0) == pytest.approx(-0.5)
+    assert move(-9.0, 0.0, moved=-0.5) == 0.0
+    assert move(-9.0, 0.0, moved=1.0) == pytest.approx(-0.6)
+    assert move(np.nan, 1.0) == move(1.0, np.nan) == 0.0
 
 
 def test_a_bound_a_divergence_and_a_decay_of_ones_own_are_no_feedback(steering: Policy) -> None:
-    fed = with_feedback(steering, Feedback(10.0))
+    fed = with_feedback(steering, Feedback(160.0))
     limit = CONTROLS["weight_decay"].max_total
     relative = np.zeros((3, N_CONTROLS))
     relative[0, DECAY] = limit - 0.01  # hardly any room is left
     relative[2, DECAY] = np.nan  # not ours to steer
-    values = interval(0, 1.0).values.repeat(3, axis=0)
+    values = interval(0, 1.0).values.repeat(3, axis=0)  # 160 * .1 / (6 + 10) is asked for
     values[1, INDEX["train_loss"]] = np.nan
     where = Situation(np.full(3, SHARE), np.full(3, SHARE), relative, np.zeros(3))
     own = decide(steering, State.initial(steering, 3), Statistics(values), where)[1].action_delta
@@ -111,7 +132,7 @@ def test_a_bound_a_divergence_and_a_decay_of_ones_own_are_no_feedback(steering: 
 
 
 def test_features_leave_it_out_and_it_survives_as_bytes(steering: Policy) -> None:
-    fed = with_feedback(steering, Feedback(5.0))
+    fed = with_feedback(steering, Feedback(80.0))
     state, decision = decide(
         fed,
         State.initial(fed),
@@ -139,7 +160,7 @@ def test_features_leave_it_out_and_it_survives_as_bytes(steering: Policy) -> Non
 
 
 def test_the_environment_moves_the_decay_as_the_runtime_does(make: Make) -> None:
-    config = EnvConfig(optimizer="lhopt.SteerableAdamW", feedback=Feedback(8.0))
+    config = EnvConfig(optimizer="lhopt.SteerableAdamW", feedback=Feedback(800.0, floor=-9.0))
     policy = make(controls=config.controls, optimizer=config.optimizer, feedback=config.feedback)
     start = np.full((2, N_CONTROLS), np.nan)
     for name, value in config.steered.start.items():
@@ -162,9 +183,9 @@ def test_the_environment_moves_the_decay_as_the_runtime_does(make: Make) -> None
 def test_a_manifest_holds_it_and_an_older_version_refuses_it(
     steering: Policy, tmp_path: Path
 ) -> None:
-    fed = with_feedback(steering, Feedback(9.0, 0.5), "fed")
+    fed = with_feedback(steering, Feedback(9.0, floor=-0.5), "fed")
     again = load(save(fed, tmp_path))
-    assert (again.digest, again.feedback) == (fed.digest, Feedback(9.0, 0.5))
+    assert (again.digest, again.feedback) == (fed.digest, Feedback(9.0, floor=-0.5))
     manifest, _ = read_files(tmp_path / "fed")
     assert b'"format_version": 2' in manifest
     assert (steering.manifest()["format_version"], "feedback" in steering.manifest()) == (1, False)
@@ -184,10 +205,13 @@ def test_what_makes_no_sense_is_refused(steering: Policy, make: Make) -> None:
         with_feedback(make(controls=get_controls(["learning_rate"])), Feedback(1.0))
     with pytest.raises(ConfigurationError, match="differ in feedback"):
         combine([fed, steering], "both")
-    for given in ({"gain": 0.0}, {"gain": float("nan")}, {"gain": True}, {"gain": 1, "limit": -1}):
-        with pytest.raises(ConfigurationError, match="a number above 0"):
+    for given in (
+        {"gain": 0.0}, {"gain": float("nan")}, {"gain": True}, {"gain": 1, "limit": -1},
+        {"gain": 1, "damping": 0}, {"gain": 1, "floor": 0.5},
+    ):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=r"a number (above|at least)"):
             EnvConfig(feedback=given)  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="gain and limit are wanted"):
+    with pytest.raises(ConfigurationError, match="gain, damping, limit and floor are wanted"):
         EnvConfig(feedback={"strength": 1.0})  # type: ignore[arg-type]
     assert EnvConfig(feedback={"gain": 2.0}).feedback == Feedback(2.0)  # type: ignore[arg-type]
 
@@ -208,18 +232,19 @@ def test_the_command_writes_one_and_show_tells(
 ) -> None:
     path = str(save(steering, tmp_path))
     out = str(tmp_path / "out")
-    words = ["policies", "feedback", out, path, "--gain", "10", "--name", "fed"]
+    words = ["policies", "feedback", out, path, "--set", "gain=10", "--name", "fed"]
     assert main(words) == 0
     assert "fed " in (line := capsys.readouterr().out)
-    assert "the slope moves the weight decay, gain 10, within 1" in line
+    assert "gain 10, damping 10, limit 0.1, floor 0" in line
     made = load(tmp_path / "out" / "fed")
     assert made.feedback == Feedback(10.0)
     assert main(["policies", "show", f"{out}/fed.json"]) == 0
     shown = capsys.readouterr().out
-    assert "feedback   the slope moves the weight decay, gain 10, within 1" in shown
+    assert "feedback   gain 10, damping 10, limit 0.1, floor 0" in shown
     assert f"feedback was put under random {steering.digest[:12]}" in shown
-    assert main(["policies", "feedback", out, f"{out}/fed.json", "--gain", "1"]) == 2
-    assert main(["policies", "feedback", out, path, "--gain", "0"]) == 2
+    assert main(["policies", "feedback", out, f"{out}/fed.json", "--set", "gain=1"]) == 2
+    for wrong in ("gain=0", "gain=much", "limit=1", "strength=2"):
+        assert main(["policies", "feedback", out, path, "--set", wrong]) == 2
 
 
 def test_a_version_that_is_unknown_is_refused(steering: Policy, tmp_path: Path) -> None:
