@@ -62,9 +62,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--set",
         action="append",
         default=[],
-        required=True,
         metavar="NAME=NUMBER",
         help="a field of lhopt.core.feedback.Feedback; gain is wanted, others have defaults",
+    )
+    feedback.add_argument(
+        "--none", action="store_true", help="take its feedback away instead: the policy of before"
     )
     feedback.add_argument("--name", help="the new policy's name (default: the policy's)")
     verify = words.add_parser("verify", help="check files; exit status 1 if one is broken")
@@ -243,8 +245,9 @@ def _feedback(args: argparse.Namespace) -> int:
             given[name] = float(text)
         except ValueError as error:
             raise ConfigurationError(f"--set {item}: {text!r} is not a number.") from error
-    feedback = Feedback.read(given)
-    assert feedback is not None
+    if args.none and given:
+        raise ConfigurationError("--none takes the feedback away; leave --set out.")
+    feedback = None if args.none else Feedback.read(given)
     made = with_feedback(_find(args.policy), feedback, args.name)
     path = save(made, args.folder)
     print(f"{path}: {made.name} {made.digest[:12]}, {_moved(made)}")

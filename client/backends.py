@@ -144,7 +144,7 @@ class Embedded:
 
     def needs_slope(self) -> bool:
         """Whether the policy does."""
-        return self.policy.needs_slope
+        return self.policy.needs_slope(self.steered())
 
     def schedule(self) -> Schedule | None:
         """The policy's, unless the job brings its own."""

@@ -71,6 +71,9 @@ class FeatureState:
         last_delta: `(K, controls)` delta of the previous decision, schedule and feedback left out.
         feedback: `(K,)` log of the factor that feedback has put on the weight decay so far, which
             no feature shows (`core.feedback`).
+        last_feedback: `(K,)` its part of the previous decision.
+        expected: `(K,)` log of the weight decay over its start, as the previous decision should
+            have left it; nan before.
     """
 
     mean: FloatArray
@@ -84,6 +87,8 @@ class FeatureState:
     last_norm: FloatArray
     last_delta: FloatArray
     feedback: FloatArray
+    last_feedback: FloatArray
+    expected: FloatArray
 
     @classmethod
     def initial(cls, n_runs: int) -> FeatureState:
@@ -102,6 +107,8 @@ class FeatureState:
             last_norm=nan,
             last_delta=np.zeros((n_runs, len(CONTROL_NAMES))),
             feedback=np.zeros(n_runs),
+            last_feedback=np.zeros(n_runs),
+            expected=nan,
         )
 
     def take(self, rows: FloatArray | slice) -> FeatureState:
@@ -295,7 +302,8 @@ def update(
         whatever the statistics hold. `last_delta` and `feedback` of the next state are still the
         previous decision's: call `remember` with the new one.
     """
-    statistics, situation = _without_feedback(state.feedback, statistics, situation)
+    relative, done = situation.relative[:, DECAY], _feedback_done(state, situation)
+    statistics, situation = _without_feedback(done, statistics, situation)
     # statistics of 1e308 overflow on their way to the bound: not worth a warning to the job
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         after = _rank_update(state, statistics)
@@ -313,6 +321,8 @@ def update(
         last_sem=np.where(finite, statistics["train_loss_sem"], state.last_sem),
         last_valid=np.where(np.isfinite(valid), valid, state.last_valid),
         last_norm=np.where(np.isfinite(norm), norm, state.last_norm),
+        feedback=done,
+        expected=relative,
     )
     return after, observation
 
@@ -327,17 +337,39 @@ def remember(
         delta: `(K, controls)` what it moved in all, schedule left out.
         feedback: `(K,)` the part of the weight decay's that was feedback; none if not given.
     """
-    own, moved = np.array(delta, np.float64), state.feedback
-    if feedback is not None:
-        own[:, DECAY] -= feedback
-        moved = moved + feedback
-    return replace(state, last_delta=own, feedback=moved)
+    own = np.array(delta, np.float64)
+    expected = state.expected + own[:, DECAY]
+    fed = np.zeros(len(own)) if feedback is None else np.asarray(feedback, np.float64)
+    own[:, DECAY] -= fed
+    return replace(
+        state,
+        last_delta=own,
+        feedback=state.feedback + fed,
+        last_feedback=fed,
+        expected=expected,
+    )
+
+
+def _feedback_done(state: FeatureState, situation: Situation) -> FloatArray:
+    """How far feedback has moved the decay, by where the job says that it is.
+
+    A decision that never reached the job moved nothing, and one that met the decay's highest value
+    less than it should have.
+    """
+    missing = state.expected - situation.relative[:, DECAY]
+    missing = np.where(np.abs(missing) > 1e-6, missing, 0.0)  # nan, too, is nothing
+    fed = state.last_feedback
+    lost = np.abs(missing - state.last_delta[:, DECAY] - fed) < 1e-6
+    undone = np.where(lost, fed, np.clip(missing, np.minimum(fed, 0.0), np.maximum(fed, 0.0)))
+    return np.asarray(state.feedback - np.where(missing == 0.0, 0.0, undone))
 
 
 def _without_feedback(
     moved: FloatArray, statistics: Statistics, situation: Situation
 ) -> tuple[Statistics, Situation]:
     """What runs would report if the weight decay had only moved as their policies chose."""
+    # whoever took the decay into their own hands has the one that they set
+    moved = np.where(np.isfinite(situation.relative[:, DECAY]), moved, 0.0)
     if not moved.any():
         return statistics, situation
     values, relative = statistics.values.copy(), situation.relative.copy()

@@ -13,17 +13,17 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from ..core.controls import CONTROLS, Control
+from ..core.controls import CONTROL_NAMES, CONTROLS, Control
 from ..core.errors import ArtifactError, IncompatiblePolicyError, LhoptError
 from ..core.features import FEATURES
-from ..core.feedback import Feedback
+from ..core.feedback import DECAY, Feedback
 from ..core.schedules import Schedule
 from ..core.types import FloatArray, IntArray
 
@@ -117,10 +117,10 @@ class Policy:
         """Width H of the LSTM."""
         return int(self.weights["lstm.weight_hh"].shape[1])
 
-    @property
-    def needs_slope(self) -> bool:
-        """Whether its decisions depend on the slope of a held-out loss, where a job tells it."""
-        return self.feedback is not None or "valid/slope" in self.features
+    def needs_slope(self, controls: Collection[str]) -> bool:
+        """Whether its decisions depend on a held-out loss's slope, in a job that offers these."""
+        fed = self.feedback is not None and CONTROL_NAMES[DECAY] in controls
+        return fed or "valid/slope" in self.features
 
     def manifest(self) -> dict[str, Any]:
         """The JSON manifest, without the digest."""

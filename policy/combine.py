@@ -84,22 +84,29 @@ def combine(policies: Sequence[Policy], name: str) -> Policy:
     )
 
 
-def with_feedback(policy: Policy, feedback: Feedback, name: str | None = None) -> Policy:
-    """The policy with that feedback under its decisions.
+def with_feedback(policy: Policy, feedback: Feedback | None, name: str | None = None) -> Policy:
+    """The policy with that feedback under its decisions, or without the one that it has.
 
-    It was not trained with it, and need not be: what feedback does is hidden from it.
+    It was not trained with it, and need not be: what feedback does is hidden from it. Taken away
+    again, the policy is what it was, with the same digest.
 
     Args:
-        policy: One without.
+        policy: One without; one with, if `feedback` is None.
         feedback: What the slope of a held-out loss does to the weight decay.
         name: The new policy's; the policy's own if not given.
 
     Raises:
-        ConfigurationError: It has feedback already, or does not steer the weight decay.
+        ConfigurationError: It has feedback already, or has none to take away, or does not steer the
+            weight decay.
     """
+    if feedback is None:
+        if policy.feedback is None:
+            raise ConfigurationError(f"Policy {policy.name!r} has no feedback.")
+        training = {k: v for k, v in policy.training.items() if k != "feedback_under"}
+        return replace(policy, name=name or policy.name, feedback=None, training=training)
     if policy.feedback is not None:
         raise ConfigurationError(
-            f"Policy {policy.name!r} has feedback already; give the one that it was put under."
+            f"Policy {policy.name!r} has feedback already; take that away first (--none)."
         )
     if CONTROL_NAMES[DECAY] not in {control.name for control in policy.controls}:
         raise ConfigurationError(

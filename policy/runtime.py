@@ -23,6 +23,8 @@ from ..core.statistics import Statistics
 from ..core.types import BoolArray, FloatArray, IntArray
 from .artifact import Policy
 
+#: What `FeatureState` has at its end that a state which was saved before there was feedback lacks.
+LATER = ("feedback", "last_feedback", "expected")
 #: Rows per matrix product. BLAS takes other kernels for other row counts, and their last bits
 #: differ; with blocks of one fixed size a run gets the same decision alone or among a hundred.
 BLOCK = 8
@@ -80,6 +82,9 @@ class State:
         shapes = [getattr(like, f.name).shape for f in fields(like)]
         sizes = [int(np.prod(shape)) for shape in shapes]
         h = policy.hidden_size
+        if len(data) == 8 * (sum(sizes) - len(LATER)) + 8 * h:  # of before there was feedback
+            later = np.concatenate([np.ravel(getattr(like, name)) for name in LATER])
+            data = data[: -8 * h] + later.astype("<f8").tobytes() + data[-8 * h :]
         if len(data) != 8 * sum(sizes) + 8 * h:
             raise IncompatiblePolicyError(
                 f"A saved state of {len(data)} bytes; policy {policy.name!r} with {len(RANKED)} "
@@ -263,12 +268,13 @@ def bounded(
         without feedback.
     """
     own = np.asarray(chosen, np.float64)[:, DECAY]
+    own = np.where(np.isfinite(own), own, 0.0)  # what is no number is held, feedback or not
     move = None if feedback is None else feedback.move(statistics, situation.share, moved)
     if move is not None:
         # who does not steer the decay is not told that it was to be moved
         move = np.where(np.isfinite(situation.relative[:, DECAY]), move, 0.0)
         chosen = np.array(chosen, np.float64)
-        chosen[:, DECAY] += move
+        chosen[:, DECAY] = own + move
     schedule_next = schedule.log_multiplier(situation.progress, situation.share)
     on = np.isfinite(situation.relative[:, COLUMN["learning_rate"]])
     on = on if scheduled is None else on & scheduled

@@ -102,8 +102,8 @@ class Lifecycle:
             if session.scheduled:
                 # an outage must not strand the job at its warm-up rate: it goes on by itself
                 body["schedule"] = policy.schedule.to_json()
-            # what costs a job two evaluations more is measured only where it is of use
-            body["needs_slope"] = policy.needs_slope
+            # what costs a job three evaluations more is measured only where it is of use
+            body["needs_slope"] = policy.needs_slope(controls)
             record = answer(body, f"/v1/sessions/{session.id}")
             self.store.add_session(session, record if key else None)
             return record

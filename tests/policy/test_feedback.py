@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,9 @@ from lhopt.core import features
 from lhopt.core.actions import COLUMN, N_CONTROLS, Decision
 from lhopt.core.controls import CONTROLS, get_controls
 from lhopt.core.errors import ArtifactError, ConfigurationError, IncompatiblePolicyError
-from lhopt.core.features import FEATURES, Situation
+from lhopt.core.features import FEATURES, FeatureState, Situation
 from lhopt.core.feedback import DECAY, Feedback
+from lhopt.core.schedules import Schedule
 from lhopt.core.statistics import INDEX, STATISTICS, Statistics
 from lhopt.core.types import FloatArray
 from lhopt.env.config import EnvConfig
@@ -24,7 +25,7 @@ from lhopt.inner_tasks import get_task
 from lhopt.policy.artifact import Policy, load, read_files, save
 from lhopt.policy.combine import combine, with_feedback
 from lhopt.policy.evaluate import closed_loop
-from lhopt.policy.runtime import State, decide
+from lhopt.policy.runtime import LATER, State, bounded, decide
 
 Make = Callable[..., Policy]
 
@@ -82,6 +83,79 @@ def test_it_takes_back_what_it_raised_and_no_more(steering: Policy) -> None:
     plain = np.concatenate([d.action_delta for d in steer(steering, slopes)])
     fed = np.concatenate([d.action_delta for d in steer(with_feedback(steering, feedback), slopes)])
     np.testing.assert_allclose((fed - plain)[:, DECAY], [0.0, 0.1, -0.1], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lost", "ceiling"), [(1, np.inf), (None, 0.0)], ids=["lost decision", "highest value"]
+)
+def test_what_a_job_did_not_carry_out_is_no_feedback(
+    steering: Policy, lost: int | None, ceiling: float
+) -> None:
+    fed = with_feedback(steering, Feedback(20.0, damping=4.0, limit=0.1))
+    share = np.full(1, SHARE)
+    state, twin = State.initial(fed), State.initial(steering)
+    relative, own = np.zeros((1, N_CONTROLS)), np.zeros((1, N_CONTROLS))
+    raised, held = 0.0, 0
+    for i, slope in enumerate((1.0, 1.0, 1.0, 1.0, -3.0, -3.0, -3.0, -3.0, 0.0)):
+        raised = relative[0, DECAY] - own[0, DECAY]  # what is there of it
+        progress = share * (i + 1)
+        told = Situation(progress, share, relative, np.zeros(1))
+        alone = Situation(progress, share, own, np.zeros(1))
+        state, decision = decide(fed, state, interval(i, slope, float(raised)), told)
+        if lost is not None:
+            known = state.features.feedback[0] - state.features.last_feedback[0]
+            assert known == pytest.approx(raised, abs=1e-9)
+        twin, plain = decide(steering, twin, interval(i, slope), alone)
+        if np.isinf(ceiling) and i <= 1:
+            np.testing.assert_allclose(
+                np.delete(decision.delta, DECAY, 1), np.delete(plain.delta, DECAY, 1), atol=1e-9
+            )
+        if i == lost:
+            continue
+        relative, own = relative + decision.action_delta, own + plain.action_delta
+        relative[0, DECAY] = min(relative[0, DECAY], ceiling)
+        held += bool(relative[0, DECAY] == ceiling)
+    # all of it was taken back, and nothing more
+    assert state.features.feedback[0] == pytest.approx(0.0, abs=1e-9)
+    if lost is not None:
+        assert raised == pytest.approx(0.0, abs=1e-9)
+    else:  # as much as the highest value kept from it was never taken back
+        assert held > 2
+        assert raised > -1e-9
+
+
+def test_a_choice_that_is_no_number_holds_the_policy_and_not_the_feedback() -> None:
+    chosen = np.full((1, N_CONTROLS), np.nan)
+    where = Situation(np.full(1, SHARE), np.full(1, SHARE), np.zeros((1, N_CONTROLS)), np.zeros(1))
+    decision, fed = bounded(
+        Schedule(), Feedback(16.0), chosen, interval(0, 1.0), where, moved=np.zeros(1)
+    )
+    assert fed is not None
+    assert fed[0] == decision.action_delta[0, DECAY] == pytest.approx(0.1)
+
+
+def test_who_takes_the_decay_over_has_the_one_that_they_set(steering: Policy) -> None:
+    state = replace(State.initial(steering).features, feedback=np.full(1, 2.0))
+    relative = np.zeros((1, N_CONTROLS))
+    relative[0, DECAY] = np.nan
+    where = Situation(np.full(1, SHARE), np.full(1, SHARE), relative, np.zeros(1))
+    _, seen = features.update(state, interval(0, 1.0), where)
+    _, plain = features.update(State.initial(steering).features, interval(0, 1.0), where)
+    np.testing.assert_array_equal(seen, plain)
+
+
+def test_a_state_of_before_there_was_feedback_is_read(steering: Policy) -> None:
+    state = State.initial(steering)
+    where = Situation(np.full(1, SHARE), np.full(1, SHARE), np.zeros((1, N_CONTROLS)), np.zeros(1))
+    state, _ = decide(steering, state, interval(0, 1.0), where)
+    data, lstm = state.to_bytes(), 8 * steering.hidden_size
+    old = data[: -lstm - 8 * len(LATER)] + data[-lstm:]
+    again = State.from_bytes(old, steering)
+    assert again.features.feedback.tolist() == [0.0]
+    assert np.isnan(again.features.expected).all()
+    assert tuple(f.name for f in fields(FeatureState))[-len(LATER) :] == LATER
+    one, other = (decide(steering, s, interval(1, 1.0), where)[1] for s in (state, again))
+    assert (one.delta == other.delta).all()
 
 
 def test_where_no_slope_is_told_it_is_the_policy_without(steering: Policy) -> None:
@@ -222,9 +296,11 @@ def test_whoever_has_it_needs_the_slope(steering: Policy) -> None:
     weights = dict(steering.weights)
     weights["lstm.weight_ih"] = weights["lstm.weight_ih"][:, kept]
     blind = replace(steering, features=names, weights=weights)
-    assert steering.needs_slope
-    assert not blind.needs_slope
-    assert with_feedback(blind, Feedback(1.0)).needs_slope
+    offered = ["learning_rate", "weight_decay"]
+    assert steering.needs_slope(offered)
+    assert not blind.needs_slope(offered)
+    assert with_feedback(blind, Feedback(1.0)).needs_slope(offered)
+    assert not with_feedback(blind, Feedback(1.0)).needs_slope(["learning_rate"])
 
 
 def test_the_command_writes_one_and_show_tells(
@@ -243,6 +319,12 @@ def test_the_command_writes_one_and_show_tells(
     assert "feedback   gain 10, damping 10, limit 0.1, floor 0" in shown
     assert f"feedback was put under random {steering.digest[:12]}" in shown
     assert main(["policies", "feedback", out, f"{out}/fed.json", "--set", "gain=1"]) == 2
+    back = ["policies", "feedback", out, f"{out}/fed.json", "--none", "--name", "random"]
+    assert main(back) == 0
+    assert load(tmp_path / "out" / "random").digest == steering.digest
+    assert main(["policies", "feedback", out, f"{out}/random.json", "--none"]) == 2
+    assert main([*back, "--set", "gain=1"]) == 2
+    assert main(["policies", "feedback", out, path]) == 2  # no gain
     for wrong in ("gain=0", "gain=much", "limit=1", "strength=2"):
         assert main(["policies", "feedback", out, path, "--set", wrong]) == 2
 

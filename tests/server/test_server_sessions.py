@@ -42,7 +42,7 @@ def test_opening_a_session_answers_with_its_place_and_its_first_decision(
         "decision": encode_decision(first),
         "wire_version": 1,
         "schedule": policies["alpha"].schedule.to_json(),
-        "needs_slope": policies["alpha"].needs_slope,
+        "needs_slope": policies["alpha"].needs_slope(["learning_rate"]),
     }
 
 
