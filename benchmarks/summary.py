@@ -28,8 +28,11 @@ from .records import Row
 HARM = 0.7
 #: The arm that the verdicts are about, and those that are compared with every other, run by run.
 POLICY = "steerable-policy"
+#: The same given `validate=`: it sees held-out data, as the baseline's tuning does.
+VALIDATED = "steerable-policy-validated"
 COMPARED: tuple[str, ...] = (
     POLICY,
+    VALIDATED,
     "steerable-policy-default-rate",
     "steerable-policy-http",
     "steerable-policy-killed",
