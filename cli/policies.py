@@ -250,14 +250,14 @@ def _feedback(args: argparse.Namespace) -> int:
     feedback = None if args.none else Feedback.read(given)
     made = with_feedback(_find(args.policy), feedback, args.name)
     path = save(made, args.folder)
-    print(f"{path}: {made.name} {made.digest[:12]}, {_moved(made)}")
+    print(f"{path}: {made.name} {made.digest[:12]}, feedback {_moved(made)}")
     return 0
 
 
 def _moved(policy: Policy) -> str:
     """What moves under a policy's decisions."""
     if policy.feedback is None:
-        return "no feedback"
+        return "none"
     return ", ".join(f"{k} {v:g}" for k, v in policy.feedback.to_json().items())
 
 

@@ -16,7 +16,7 @@ al., 2018, arXiv:1703.04782, who move a learning rate by its own).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -71,13 +71,12 @@ class Feedback:
         """
         if given is None or isinstance(given, cls):
             return given
-        try:
-            return cls(**given)  # type: ignore[arg-type]
-        except TypeError as error:
+        names = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping) or "gain" not in given or set(given) - set(names):
             raise ConfigurationError(
-                f"A feedback is {given!r}: {error}. gain, damping, limit and floor are wanted, or "
-                "nothing."
-            ) from error
+                f"A feedback is {given!r}; gain is wanted, and {', '.join(names[1:])} may be given."
+            )
+        return cls(**given)
 
     def move(self, statistics: Statistics, share: FloatArray, moved: FloatArray) -> FloatArray:
         """By how much the log of the decay is to move, `(K,)`; 0 where no slope was told.
