@@ -56,6 +56,7 @@ class Arm:
         kind: How it is run.
         at_default: Whether it starts at its optimizer's default rate, not decades off the best.
         validates: Whether the Tuner is given `validate`, a loss on `inner_valid`.
+        averages: Whether it keeps averages too, and the weights used are its `best_weights`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Arm:
     kind: Kind
     at_default: bool = False
     validates: bool = False
+    averages: bool = False
 
     @property
     def wants_policy(self) -> bool:
@@ -96,6 +98,14 @@ ARMS: tuple[Arm, ...] = (
         STEERABLE,
         "tuner",
         validates=True,
+    ),
+    Arm(
+        "steerable-policy-averaged",
+        "that with averages=True: the best weights by the held-out loss",
+        STEERABLE,
+        "tuner",
+        validates=True,
+        averages=True,
     ),
     Arm("steerable-policy-http", "the first over HTTP", STEERABLE, "http"),
     Arm("steerable-policy-killed", "the same, server killed half-way", STEERABLE, "killed"),
@@ -139,8 +149,8 @@ _ALL = {arm.name: 3 if arm.kind in SERVED else 10 for arm in ARMS}
 _REAL = dict.fromkeys(
     (
         "steerable-policy", "steerable-policy-default-rate", "steerable-policy-validated",
-        "steerable-noop", "steerable-default", "adamw-transferred", "adamw-1e-3",
-        "schedule-free", "prodigy", "momo-adam", "muon", "adamw-tuned",
+        "steerable-policy-averaged", "steerable-noop", "steerable-default", "adamw-transferred",
+        "adamw-1e-3", "schedule-free", "prodigy", "momo-adam", "muon", "adamw-tuned",
     ),
     3,
 )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.averages import LONG, MIXES, SHORT, UPDATES
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..env.config import get_optimizer
 from ..env.pool import TaskSpec
@@ -223,6 +224,8 @@ class Bench:
         }
         if policy is not None:
             described |= {"policy": policy.digest, "optimizer": _described(arm.optimizer)}
+        if arm.averages:
+            described["averages"] = [SHORT, LONG, UPDATES, *MIXES]
         if arm.kind == "cosine":
             described["setting"] = dict(adamw_setting(arm))
         if arm.kind == "random":  # one generator draws for the whole batch

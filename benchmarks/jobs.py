@@ -229,26 +229,17 @@ class ArmJob:
             return None
         steps = self.spec.steps
         epochs, labels = self.task.epochs(steps), self.task.n_labels()
+        made = partial(Tuner, total_steps=steps, epochs=epochs, labels=labels, decisions=DECISIONS)
         if url is not None:
-            return lambda optimizer, _: Tuner(
-                optimizer,
-                steps,
-                epochs=epochs,
-                labels=labels,
-                decisions=DECISIONS,
-                url=url,
-                policy=self._policy.digest,
-                timeout=TIMEOUT,
+            return lambda optimizer, _: made(
+                optimizer, url=url, policy=self._policy.digest, timeout=TIMEOUT
             )
         policy = loop_arms.holding(self._policy) if self.arm.kind == "hold" else self._policy
-        return lambda optimizer, validate: Tuner(
+        return lambda optimizer, validate: made(
             optimizer,
-            steps,
-            epochs=epochs,
-            labels=labels,
-            decisions=DECISIONS,
             policy=policy,
             validate=validate if self.arm.validates else None,
+            averages=self.arm.averages,
         )
 
     def _plain_ms(self, seed: int) -> float:
@@ -302,6 +293,7 @@ class ArmJob:
             seed,
             self.recipe(rate),
             tuner=self._tuner(url),
+            averages=self.arm.averages,
             halfway=halfway if kill else None,
         )
         used = after[0] if after else served() if served else 0.0

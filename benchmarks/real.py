@@ -133,6 +133,7 @@ def train(
     with_: Recipe,
     *,
     tuner: MakeTuner | None = None,
+    averages: bool = False,
     marks: Sequence[int] | None = None,
     until: int | None = None,
     halfway: Callable[[], None] | None = None,
@@ -146,6 +147,8 @@ def train(
         with_: The optimizer and its schedule.
         tuner: Makes the Tuner that steers, of the optimizer and of what may be its `validate`: a
             loss on `inner_valid`, whose time is the run's. None trains without one.
+        averages: Whether the weights that are used are the Tuner's `best_weights`; choosing them
+            after the last step is the run's time, too.
         marks: Steps after which to evaluate, ascending, the last one `steps`; by default those of
             the bench. Empty for a run that is timed alone: its losses are nan.
         until: Stop after so many steps of the same plan.
@@ -173,14 +176,18 @@ def train(
                 steering.report(loss)
         if steering and (done == total or not finite):
             steering.close()
+            if averages and finite:
+                with steering.best_weights():
+                    pass
         seconds += time.process_time() - began
         if not finite:
             break
         here = [i for i, mark in enumerate(marks) if mark == stop]
         if here:
-            curve[here] = run.evaluate("outer_valid")
-            if task.selection == "best" or stop == marks[-1]:
-                tests[here] = run.evaluate("test")
+            with steering.best_weights() if steering and averages else run.deployed():
+                curve[here] = run.evaluate("outer_valid")
+                if task.selection == "best" or stop == marks[-1]:
+                    tests[here] = run.evaluate("test")
         if halfway and stop == steps // 2:
             halfway()
     history = tuple(steering.history) if steering else ()
@@ -245,9 +252,13 @@ class _Run:
             loss = evaluate(self.task, self.params(), "inner_valid", VALIDATED)
         return self.task.loss_scale * loss
 
+    def deployed(self) -> AbstractContextManager[object]:
+        """A context with the weights that are meant to be used."""
+        return self.with_.deployed(self.optimizer)
+
     def evaluate(self, split: Split) -> float:
-        """Mean loss on a split, with the weights that are meant to be used."""
-        with self.with_.deployed(self.optimizer), torch.no_grad():
+        """Mean loss on a split, with the weights as they are."""
+        with torch.no_grad():
             return evaluate(self.task, self.params(), split)
 
 

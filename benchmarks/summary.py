@@ -30,9 +30,12 @@ HARM = 0.7
 POLICY = "steerable-policy"
 #: The same given `validate=`: it sees held-out data, as the baseline's tuning does.
 VALIDATED = "steerable-policy-validated"
+#: That with `averages=True`: it ends with the best of its averages.
+AVERAGED = "steerable-policy-averaged"
 COMPARED: tuple[str, ...] = (
     POLICY,
     VALIDATED,
+    AVERAGED,
     "steerable-policy-default-rate",
     "steerable-policy-http",
     "steerable-policy-killed",

@@ -26,6 +26,9 @@ families and tasks resampled. Tasks whose frontier is blunt {blunt}."""
 _LEGEND_FEEDBACK = """\
 "+slope": under the decisions the held-out loss's slope moves the weight decay, gain {gain:g}."""
 
+_LEGEND_AVERAGES = """\
+"+averages": the same runs, each with the best of its averages by 128 held-out examples."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command `policies`."""
@@ -121,6 +124,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "moves the weight decay by it: `steerable` has 200",
     )
     compare.add_argument(
+        "--averages",
+        action="store_true",
+        help="with the slope told, every column once more, of the same runs, each with the best of "
+        "its averages by the held-out loss, as Tuner.best_weights() chooses it",
+    )
+    compare.add_argument(
         "--blunt",
         action="store_true",
         help="keep tasks whose tuned baseline gains little by more steps, which are left out: a "
@@ -160,7 +169,7 @@ def _compare(args: argparse.Namespace) -> int:
     """Print the table and each policy's gap to the first, or a recipe's to what stands beside."""
     from tqdm import tqdm
 
-    from ..policy.compare import FEEDBACK, CompareConfig, compare, compare_left_out
+    from ..policy.compare import AVERAGES, FEEDBACK, CompareConfig, compare, compare_left_out
     from ..policy.families import COMPARE_FAMILIES, TRAIN_FAMILIES
 
     if args.left_out and args.families:
@@ -169,8 +178,9 @@ def _compare(args: argparse.Namespace) -> int:
         )
     if args.beside and not args.left_out:
         raise ConfigurationError("--beside goes with --left-out; name all policies in a row.")
-    if args.feedback and args.left_out:
-        raise ConfigurationError("--feedback does not go with --left-out.")
+    for flag in ("feedback", "averages"):
+        if getattr(args, flag) and args.left_out:
+            raise ConfigurationError(f"--{flag} does not go with --left-out.")
     words = {"training": TRAIN_FAMILIES, "comparison": COMPARE_FAMILIES}
     asked = [words.get(name, (name,)) for name in args.families or ()]
     families = tuple(dict.fromkeys(name for part in asked for name in part))
@@ -179,8 +189,9 @@ def _compare(args: argparse.Namespace) -> int:
         decades=args.decades,
         longest=args.longest,
         validates=args.validates,
-        tells_slope=args.slope or args.feedback > 0,
+        tells_slope=args.slope or args.feedback > 0 or args.averages,
         feedback=args.feedback,
+        averages=args.averages,
         keep_blunt=args.blunt,
     )
     with tqdm(unit="task", leave=False) as bar:
@@ -198,10 +209,7 @@ def _compare(args: argparse.Namespace) -> int:
         )
         found = judge(config, processes=args.processes, progress=progress)
     counts = Counter(task.split("/")[0] for task in found.speeds)
-    names = [
-        Path(name.removesuffix(FEEDBACK)).stem + FEEDBACK * name.endswith(FEEDBACK)
-        for name in found.policies
-    ]
+    names = [_column(name, (AVERAGES, FEEDBACK)) for name in found.policies]
     rows = [
         (family, str(counts[family]), *(f"{speed:.2f}" for speed in row))
         for family, row in found.by_family().items()
@@ -220,7 +228,17 @@ def _compare(args: argparse.Namespace) -> int:
     )
     if args.feedback:
         print(_LEGEND_FEEDBACK.format(gain=args.feedback))
+    if args.averages:
+        print(_LEGEND_AVERAGES)
     return 0
+
+
+def _column(name: str, suffixes: Sequence[str]) -> str:
+    """A policy's path as a column's title; what is added to it stays."""
+    for suffix in suffixes:
+        if name.endswith(suffix):
+            return _column(name.removesuffix(suffix), suffixes) + suffix
+    return Path(name).stem
 
 
 def _combine(args: argparse.Namespace) -> int:

@@ -72,6 +72,21 @@ def check_validation(validate: Any) -> None:
     ranks.check_alone()
 
 
+def check_averages(averages: Any, validate: Any) -> None:
+    """Refuse averages that nothing could choose among.
+
+    Raises:
+        ConfigurationError: `averages` is no bool, or there is no `validate`.
+    """
+    if not isinstance(averages, bool):
+        raise ConfigurationError(f"averages is {averages!r}; True or False is wanted.")
+    if averages and validate is None:
+        raise ConfigurationError(
+            "averages=True without validate: the best of them is chosen by a held-out loss. Give "
+            "validate too."
+        )
+
+
 def plan(total_steps: Any, decisions: Any, interval: Any) -> tuple[int, int]:
     """Total steps and steps per decision.
 

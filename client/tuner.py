@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.adapters import adapter_for
-from ..core.errors import ResumeError
+from ..core.averages import Mix
+from ..core.errors import ConfigurationError, ResumeError
 from ..core.sampling import MAX_ENTRIES
 from . import ranks, settings
 from .backends import Terms
@@ -78,6 +81,8 @@ class Tuner:
             suggests whether a net decays too little, three times more, with the raw weights and
             with weights 2% smaller and larger, which takes the memory of one more copy. They are
             back to the bit afterwards, whatever happens. Not in distributed training.
+        averages: Keep averages of the weights for `best_weights`: one more copy of them with
+            `SteerableAdamW`, which has one, two with other optimizers. Wants `validate`.
         name: What people call this run.
 
     Attributes:
@@ -110,6 +115,7 @@ class Tuner:
         epochs: float | None = None,
         labels: float | None = None,
         validate: Callable[[], Tensor | float] | None = None,
+        averages: bool = False,
         name: str | None = None,
     ) -> None:
         began = time.perf_counter()
@@ -125,6 +131,7 @@ class Tuner:
             frozen = {*frozen, *also_written(scheduler)}
         if validate is not None:
             settings.check_validation(validate)
+        settings.check_averages(averages, validate)
         hyperparameters = Hyperparameters(optimizer, adapter, scheduler)
         offered = settings.offered(hyperparameters, adapter.name, controls, frozen)
         share = self._interval / self._total
@@ -143,6 +150,11 @@ class Tuner:
             from .validation import Validation
 
             self._validation = Validation(optimizer, validate)
+        self._averages = None
+        if averages:
+            from .averages import Averages
+
+            self._averages = Averages(optimizer, self._total)
         self._log = Interval(optimizer, adapter, self._interval, every, entries, seen, held)
         self._begun = 0  # steps done when the present interval began
         self._ended = False
@@ -204,6 +216,35 @@ class Tuner:
         self._notices.safely("validation", take)
         self.overhead_seconds += time.perf_counter() - began
 
+    @contextmanager
+    def best_weights(self) -> Iterator[Mix]:
+        """Put the best of the run's weights into the model, and the last ones back afterwards.
+
+            with tuner.best_weights():
+                evaluate(model)
+                torch.save(model.state_dict(), "model.pt")
+
+        The last weights, a short and a long average of them, and mixes of these are asked for their
+        held-out loss, eight calls of `validate`, and the lowest is kept; where `validate` fails,
+        the optimizer's own average. At the end of a run or at any time before, closed or not.
+        Running statistics of a BatchNorm stay those of the last weights. Meanwhile a copy of the
+        weights is held, and no step may be taken.
+
+        Yields:
+            The mix that was chosen.
+
+        Raises:
+            ConfigurationError: The Tuner was made without averages; they are in the model already;
+                or others have joined the training.
+        """
+        if self._averages is None or self._validation is None:
+            raise ConfigurationError(
+                "best_weights() of a Tuner that keeps no averages; construct it with validate=... "
+                "and averages=True."
+            )
+        with self._averages.best(self._held_out_loss) as mix:
+            yield mix
+
     def close(self) -> None:
         """Stop listening, and tell the server how it went. Never raises; twice is once."""
         outcome: dict[str, Any] = {"steps": self.steps, "decisions": self._steering.index}
@@ -240,10 +281,13 @@ class Tuner:
             "ended": self._ended and not self._closed,
             "log": self._log.state_dict(),
             "steering": self._steering.state_dict(),
+            "averages": None if self._averages is None else self._averages.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; the hyperparameters are written again, and so verified.
+
+        A checkpoint without averages is taken too: they begin here then, with a warning.
 
         Raises:
             ResumeError: It was saved by a Tuner of other settings.
@@ -258,6 +302,17 @@ class Tuner:
         self._steering.load_state_dict(state["steering"])
         self._log.load_state_dict(state["log"])
         self._begun, self._ended = int(state["begun"]), bool(state["ended"])
+        if self._averages is None:
+            return
+        saved_averages = state.get("averages")
+        if saved_averages is not None:
+            self._averages.load_state_dict(saved_averages)
+        else:
+            self._notices.warn(
+                "averages",
+                "lhopt: the checkpoint holds no averages of the weights; they begin at step %d",
+                self.steps,
+            )
 
     @property
     def _boundary(self) -> int:
@@ -265,6 +320,11 @@ class Tuner:
         return (self._begun // self._interval + 1) * self._interval
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._averages is not None and self._averages.swapped:
+            raise ConfigurationError(
+                "step() inside best_weights(): the step would be undone when the last weights come "
+                "back. Leave the `with` block first."
+            )
         began = time.perf_counter()
         if not self._ended:
             # torch passes the optimizer itself as the first argument
@@ -277,12 +337,27 @@ class Tuner:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         began = time.perf_counter()
+        if self._averages is not None:
+            self._notices.safely("averages", self._averages.after_step)
         if not self._ended:
             self._notices.safely("measurement", self._log.after_step)
             # a loop that stopped calling `report`: decide without losses, which says so and holds
             if self._log.offset >= self._boundary - self._begun + self._interval:
                 self._notices.safely("decision", self._decide_if_due)
         self.overhead_seconds += time.perf_counter() - began
+
+    def _held_out_loss(self) -> float:
+        assert self._validation is not None
+        found = [math.nan]
+        validation = self._validation
+
+        def ask() -> None:
+            found[0] = validation.plain()
+
+        began = time.perf_counter()
+        self._notices.safely("validation of an average", ask)
+        self.overhead_seconds += time.perf_counter() - began
+        return found[0]
 
     def _validated(self) -> None:
         assert self._validation is not None

@@ -44,6 +44,15 @@ class Validation:
         with self._unseen(), averaged():
             return self._once()
 
+    def plain(self) -> float:
+        """The loss of the weights as they are.
+
+        Raises:
+            Exception: Whatever `validate` raises.
+        """
+        with torch.no_grad():
+            return self._once()
+
     def slope(self) -> tuple[float | None, float | None]:
         """The loss's slope and curvature along the size of the raw weights; None is no number.
 

@@ -100,6 +100,7 @@ class Episode:
         decision: The latest decision, as carried out; None before the first.
         reward: `(K,)` log2 speed, set when `finished`.
         final_loss: `(K,)` `outer_valid` loss, set when `finished`.
+        unchosen: `(K,)` what the reward would be if no average had been chosen.
     """
 
     def __init__(
@@ -121,14 +122,13 @@ class Episode:
         for control in config.controls:
             self._steered[COLUMN[control.name]] = True
         self.start, self.values = drawn.start, drawn.start.copy()
-        self.runs = BatchedRuns(
-            task, drawn.seeds, self._settings(), rule=config.steered.rule, device=device
-        )
+        self.runs = self._new_runs(device)
         self._params_per_label = task.n_params() / task.n_labels() if drawn.tells_labels else None
         self._state = FeatureState.initial(self.n_runs)
         self.done = 0
         self.reward: FloatArray = np.full(self.n_runs, np.nan)
         self.final_loss: FloatArray = np.full(self.n_runs, np.nan)
+        self.unchosen: FloatArray = np.full(self.n_runs, np.nan)
         self.statistics: Statistics | None = None
         self.decision: Decision | None = None
         steered = np.tile(self._steered, (self.n_runs, 1))
@@ -157,9 +157,7 @@ class Episode:
         episode = cls.__new__(cls)
         episode.__dict__.update(copy.deepcopy(state["own"]))
         episode.task, episode.config, episode.frontier = task, config, frontier
-        episode.runs = BatchedRuns(
-            task, episode.drawn.seeds, episode._settings(), rule=config.steered.rule, device=device
-        )
+        episode.runs = episode._new_runs(device)
         episode.runs.load_state(copy.deepcopy(state["runs"]))
         return episode
 
@@ -221,6 +219,20 @@ class Episode:
             self.values[:, j] = control.apply(self.values[:, j], delta[:, j])
         self.runs.set(self._settings())
 
+    @property
+    def _chooses(self) -> bool:
+        return self.config.averages and self.drawn.reports_valid and self.drawn.tells_slope
+
+    def _new_runs(self, device: str) -> BatchedRuns:
+        return BatchedRuns(
+            self.task,
+            self.drawn.seeds,
+            self._settings(),
+            rule=self.config.steered.rule,
+            device=device,
+            averages_over=self.steps if self._chooses else None,
+        )
+
     def _settings(self) -> Settings:
         named = dict(zip(CONTROL_NAMES, self.values.T, strict=True))
         given = {k: v.copy() for k, v in named.items() if not np.isnan(v).all()}
@@ -272,7 +284,15 @@ class Episode:
 
     def _score(self) -> None:
         self.final_loss = self.runs.evaluate("outer_valid")
-        if self.frontier is not None:
-            bounds = self.config.speed_bounds
-            speed = self.frontier.log2_speed(self.final_loss, bounds)
-            self.reward = np.where(self.alive, speed, bounds[0])
+        self.reward = self.unchosen = self._speed()
+        if self._chooses:
+            self.runs.choose("inner_valid", limit=self.config.valid_examples)
+            self.final_loss = self.runs.evaluate("outer_valid")
+            self.reward = self._speed()
+
+    def _speed(self) -> FloatArray:
+        if self.frontier is None:
+            return np.full(self.n_runs, np.nan)
+        bounds = self.config.speed_bounds
+        speed = self.frontier.log2_speed(self.final_loss, bounds)
+        return np.where(self.alive, speed, bounds[0])

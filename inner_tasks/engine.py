@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from ..core.averages import LONG, MIXES, SHORT, pick, share, stride
 from ..core.controls import CONTROL_NAMES
 from ..core.errors import ConfigurationError
 from ..core.moments import MOMENTS, tensor_moments
@@ -123,6 +124,8 @@ class BatchedRuns:
         settings: Hyperparameters at the start.
         rule: The update rule.
         device: Where the tensors live; the CPU is the reference.
+        averages_over: Steps of the whole run, whose averages are then kept for `choose`; None
+            keeps none beside the rule's own.
 
     Raises:
         ConfigurationError: No seeds, or a device that is not there.
@@ -136,6 +139,7 @@ class BatchedRuns:
         *,
         rule: StepRule = ADAMW,
         device: str = "cpu",
+        averages_over: int | None = None,
     ) -> None:
         if not seeds:
             raise ConfigurationError("BatchedRuns got no seeds; give one per run, at least one.")
@@ -151,6 +155,11 @@ class BatchedRuns:
         self._momentum = torch.zeros_like(self.flat)
         self._second = torch.zeros_like(self.flat)
         self._average = self.flat.clone() if rule.average else None
+        # by horizon; the rule's own is the short one where it has that
+        wanted = [] if averages_over is None else [SHORT, LONG]
+        self._kept = {h: self.flat.clone() for h in wanted if h != rule.average}
+        self._stride = stride(averages_over or 1)
+        self._chosen: Tensor | None = None
         self._state = RunState.initial(self.flat, self.n_runs)
         self._scratch = Scratch()
         self._matrices = matrices(self.shapes)
@@ -211,6 +220,7 @@ class BatchedRuns:
                 move every step.
         """
         wanted = set(measured)
+        self._chosen = None
         rates = None
         if learning_rates is not None:
             rates = torch.from_numpy(np.array(learning_rates, np.float64)).to(self.device)
@@ -238,6 +248,9 @@ class BatchedRuns:
                 self._momentum, self._second, self._average, self._matrices, clip,
                 self._scratch,
             )  # fmt: skip
+            if self._kept and self.step % self._stride == 0:
+                for horizon, kept in self._kept.items():
+                    kept.lerp_(self.flat, share(horizon, self.step // self._stride))
             if before is not None:
                 moments.append(self._moments(g, before))
                 clips.append(
@@ -265,7 +278,7 @@ class BatchedRuns:
         Args:
             split: Which data.
             limit: Only the first so many examples.
-            averaged: Use the averaged weights where the rule keeps them.
+            averaged: Use the averaged weights where the rule keeps them, or what `choose` chose.
             rows: Only these runs, in this order.
         """
         key = (split, limit)
@@ -273,7 +286,8 @@ class BatchedRuns:
             arrays = self.task.arrays(split)
             self._eval_arrays[key] = tuple(a[:limit].to(self.device) for a in arrays)
         batch = self._eval_arrays[key]
-        flat = self._average if averaged and self._average is not None else self.flat
+        held = self._average if self._chosen is None else self._chosen
+        flat = held if averaged and held is not None else self.flat
         picked = np.arange(self.n_runs) if rows is None else np.asarray(rows)
         if rows is not None:
             flat = flat[torch.from_numpy(picked).to(self.device)]
@@ -304,6 +318,35 @@ class BatchedRuns:
         shrunk, same, grown = losses
         return slope(shrunk, grown), curvature(shrunk, same, grown)
 
+    def choose(self, split: Split, *, limit: int | None = None) -> IntArray:
+        """Choose each run's weights among the mixes of its averages; `evaluate` reads them then.
+
+        Until the next step: see `core.averages`.
+
+        Returns:
+            `(K,)` positions in `MIXES`.
+
+        Raises:
+            ConfigurationError: No averages are kept.
+        """
+        if not self._kept:
+            raise ConfigurationError(
+                "choose() of runs that keep no averages; construct them with averages_over."
+            )
+        short, long = self._kept.get(SHORT, self._average), self._kept[LONG]
+        assert short is not None
+        losses = np.empty((len(MIXES), self.n_runs))
+        for i, mix in enumerate(MIXES):
+            self._chosen = self.flat * mix.last + short * mix.short + long * mix.long
+            losses[i] = self.evaluate(split, limit=limit)
+        best = pick(losses)
+        shares = torch.tensor(MIXES, dtype=self.flat.dtype, device=self.device)
+        last, of_short, of_long = shares[torch.from_numpy(best).to(self.device)].unbind(1)
+        self._chosen = (
+            self.flat * last[:, None] + short * of_short[:, None] + long * of_long[:, None]
+        )
+        return best
+
     def keep(self, rows: IntArray | BoolArray) -> None:
         """Go on with some of the runs only; the others are dropped."""
         index = np.arange(self.n_runs)[rows]
@@ -311,6 +354,8 @@ class BatchedRuns:
         self.flat = self.flat[picked]
         self._momentum, self._second = self._momentum[picked], self._second[picked]
         self._average = None if self._average is None else self._average[picked]
+        self._kept = {horizon: kept[picked] for horizon, kept in self._kept.items()}
+        self._chosen = None if self._chosen is None else self._chosen[picked]
         self._state = self._state.each(lambda t: t[picked])
         self._orders = [self._orders[i] for i in index]
         self.alive = self.alive[index]
@@ -328,6 +373,7 @@ class BatchedRuns:
             "momentum": self._momentum.cpu(),
             "second": self._second.cpu(),
             "average": None if self._average is None else self._average.cpu(),
+            "kept": {horizon: kept.cpu() for horizon, kept in self._kept.items()},
             "run": self._state.each(Tensor.cpu),
             "orders": self._orders,
             "alive": self.alive,
@@ -340,6 +386,7 @@ class BatchedRuns:
         )
         average = state["average"]
         self._average = None if average is None else average.to(self.device)
+        self._kept = {h: kept.to(self.device) for h, kept in state.get("kept", {}).items()}
         self._state = state["run"].each(lambda t: t.to(self.device))
         self._orders, self.alive = state["orders"], state["alive"]
 
@@ -356,7 +403,8 @@ class BatchedRuns:
         if newly.any():
             self.alive = self.alive & ~bad
             rows = torch.from_numpy(np.flatnonzero(newly)).to(self.device)
-            for tensor in (self.flat, self._momentum, self._second, self._average):
+            held = (self.flat, self._momentum, self._second, self._average)
+            for tensor in (*held, *self._kept.values()):
                 if tensor is not None:
                     tensor[rows] = 0.0
             if isinstance(self._state.max_norm, Tensor):

@@ -363,6 +363,11 @@ class SteerableAdamW(torch.optim.Optimizer):
                     p.copy_(value)
             self._swapped = False
 
+    def average(self, param: Tensor) -> Tensor | None:
+        """The averaged weights, not a copy; `None` if `param` never moved, or nothing averages."""
+        held: Tensor | None = self.state[param].get("average") if param in self.state else None
+        return held
+
     def momentum(self, param: Tensor) -> Tensor | None:
         """Bias-corrected first moment, as of the last step; `None` if `param` never moved."""
         last = self._last.get(param)

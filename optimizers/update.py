@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.averages import SHORT, share
 from ..core.errors import ConfigurationError, UnknownNameError
 from .blocks import Matrix, Scratch, alike, outside
 from .numbers import HALF, Number, at_least, larger, root, where
@@ -105,7 +106,7 @@ STEERABLE = StepRule(
     trust_power=0.5,
     vector_scale=2.0,
     cautious=True,
-    average=0.1,
+    average=SHORT,
     clip=True,
 )
 
@@ -286,7 +287,7 @@ def update_block(
         else:
             param.sub_(update)
     if average is not None:
-        average.lerp_(param, 1.0 / (1.0 + rule.average * (state.step - 1)))
+        average.lerp_(param, share(rule.average, state.step))
 
 
 class _Factors(NamedTuple):

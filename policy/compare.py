@@ -26,7 +26,7 @@ from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import Workers
 from ..inner_tasks.registry import family_of, get_task
 from .artifact import Policy
-from .evaluate import Controller, closed_loop, hold, mean_speed
+from .evaluate import Controller, closed_loop, hold, spread
 from .families import COMPARE_FAMILIES, VALID_FAMILIES, available
 from .lineage import families_met, lineage
 from .pools import imitation_specs, pool_specs
@@ -36,6 +36,8 @@ from .train_config import TrainConfig
 HELD = "hold"
 #: What is added to the name of a column with feedback.
 FEEDBACK = "+slope"
+#: What is added to the name of a column whose runs end with the best of their averages.
+AVERAGES = "+averages"
 #: The column of policies of one recipe, each on the families that it left out.
 RECIPE = "left-out"
 #: Seeds of the runs: none that frontiers, experts or the trainer's own evaluation use.
@@ -56,6 +58,8 @@ class CompareConfig:
         tells_slope: Whether it comes with its slope along the weights' size.
         feedback: Where above 0, every column is there a second time, with a `Feedback` of this gain
             under it in place of its own, if it has one.
+        averages: Whether every column is there once more, of the same runs, each with the best of
+            its averages by the held-out loss (`core.averages`) in place of the optimizer's own.
         keep_blunt: See `build_pool`: tasks whose tuned baseline gains little by more steps too.
         bounds: Octaves that a run counts, at least and at most: as in a training's evaluation.
     """
@@ -67,6 +71,7 @@ class CompareConfig:
     validates: bool = False
     tells_slope: bool = False
     feedback: float = 0.0
+    averages: bool = False
     keep_blunt: bool = False
     bounds: tuple[float, float] = (-2.0, 1.5)
 
@@ -80,6 +85,11 @@ class CompareConfig:
             raise ConfigurationError(
                 f"feedback is {self.feedback} and tells_slope {self.tells_slope}; a gain from 0 to "
                 "10000 is wanted, above 0 only where runs tell the slope."
+            )
+        if self.averages and not self.tells_slope:
+            raise ConfigurationError(
+                "averages without tells_slope: they are chosen by the held-out loss of a job that "
+                "gives a Tuner validate=, which tells the slope."
             )
 
 
@@ -203,7 +213,9 @@ def compare(
         if workers:
             workers.close()
     again = [f"{name}{FEEDBACK}" for name in (*policies, HELD)] if config.feedback else []
-    return Comparison((*policies, *again, HELD), speeds)
+    columns = (*policies, *again, HELD)
+    chosen = [f"{name}{AVERAGES}" for name in columns] if config.averages else []
+    return Comparison((*columns[:-1], *chosen, HELD), speeds)
 
 
 def compare_left_out(
@@ -283,28 +295,38 @@ def left_out(recipe: Sequence[Policy]) -> list[tuple[str, ...]]:
 def _speeds(
     job: tuple[TaskSpec, Frontier], policies: Sequence[Policy], config: CompareConfig
 ) -> FloatArray:
-    """Mean speeds on one task, `(columns,)`: of each policy, and of holding the default rate."""
+    """Mean speeds on one task, `(columns,)`: of each policy, and of holding the default rate.
+
+    Between them, with `averages`, those of all with the best of their averages.
+    """
     spec, frontier = job
     entry = Entry(spec, get_task(spec.task), frontier)
 
-    def measured(policy: Policy | None, feedback: Feedback | None) -> float:
-        return mean_speed(
+    def measured(policy: Policy | None, feedback: Feedback | None) -> tuple[float, float]:
+        found = spread(
             entry,
-            EnvConfig(optimizer=policies[0].optimizer, feedback=feedback),
+            EnvConfig(optimizer=policies[0].optimizer, feedback=feedback, averages=config.averages),
             partial(_controller, policy),
             first_seed=FIRST_SEED,
             n_runs=config.runs,
             decades=config.decades if policy else 0.0,
-            bounds=config.bounds,
             reports_valid=config.validates or config.tells_slope,
             tells_slope=config.tells_slope,
         )
+        plain, chosen = (
+            float(np.clip(speed, *config.bounds).mean())
+            for speed in (found.unchosen, found.log2_speed)
+        )
+        return plain, chosen
 
     columns: list[tuple[Policy | None, Feedback | None]] = [(p, p.feedback) for p in policies]
     if config.feedback:
         columns += [(policy, Feedback(config.feedback)) for policy in (*policies, None)]
     with _denormals_flushed():
-        return np.array([measured(*column) for column in (*columns, (None, None))])
+        rows = [measured(*column) for column in (*columns, (None, None))]
+    plain = [row[0] for row in rows]
+    chosen = [row[1] for row in rows] if config.averages else []
+    return np.array([*plain[:-1], *chosen, plain[-1]])
 
 
 @contextmanager

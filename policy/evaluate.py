@@ -74,7 +74,7 @@ def open_loop(progress: FloatArray, path: FloatArray, n_decisions: int) -> Contr
     return decide
 
 
-def mean_speed(
+def spread(
     entry: Entry,
     config: EnvConfig,
     make: Callable[[Episode], Controller],
@@ -82,11 +82,10 @@ def mean_speed(
     first_seed: int,
     n_runs: int,
     decades: float,
-    bounds: tuple[float, float],
     reports_valid: bool = False,
     tells_slope: bool = False,
-) -> float:
-    """Mean log2 speed within bounds, of runs whose starting rates are spread around the default.
+) -> Result:
+    """Train runs whose starting rates are spread around the default.
 
     Args:
         entry: Task, length and frontier.
@@ -95,12 +94,11 @@ def mean_speed(
         first_seed: Of the runs, which have a seed and a start each.
         n_runs: Runs.
         decades: How far the starts lie below and above the default rate, evenly.
-        bounds: Octaves that a run counts, at least and at most.
         reports_valid: Whether the policy sees a validation loss.
         tells_slope: Whether that loss comes with its slope along the weights' size.
     """
     base = config.steered.start["learning_rate"]
-    result = run(
+    return run(
         entry,
         config,
         make,
@@ -109,7 +107,6 @@ def mean_speed(
         reports_valid=reports_valid,
         tells_slope=tells_slope,
     )
-    return float(np.clip(result.log2_speed, *bounds).mean())
 
 
 @dataclass(frozen=True)
@@ -118,12 +115,14 @@ class Result:
 
     Attributes:
         log2_speed: `(K,)`.
+        unchosen: `(K,)` the same, if no average had been chosen (`EnvConfig.averages`).
         final_loss: `(K,)` `outer_valid`.
         diverged: `(K,)` whether `final_loss` is infinite.
         actions: `(decisions, K, controls)` the policy's own deltas, as chosen.
     """
 
     log2_speed: FloatArray
+    unchosen: FloatArray
     final_loss: FloatArray
     diverged: BoolArray
     actions: FloatArray
@@ -173,4 +172,10 @@ def run(
         chosen = controller(episode.observation, len(actions))
         actions.append(chosen)
         episode.step(chosen)
-    return Result(episode.reward, episode.final_loss, episode.diverged, np.stack(actions))
+    return Result(
+        episode.reward,
+        episode.unchosen,
+        episode.final_loss,
+        episode.diverged,
+        np.stack(actions),
+    )

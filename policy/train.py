@@ -26,7 +26,7 @@ from ..env.vector import HyperparameterVectorEnv
 from ..env.workers import Workers
 from ..inner_tasks.registry import get_task
 from .artifact import Policy, load
-from .evaluate import closed_loop, mean_speed
+from .evaluate import closed_loop, spread
 from .export import export, restore
 from .imitation import ACTOR, ImitationConfig, imitate
 from .learner import HyperparameterPolicy
@@ -278,14 +278,14 @@ def _evaluated(
     A validation loss is reported where every run of the training reports one, and so its slope.
     """
     entry = job if isinstance(job, Entry) else Entry(job[0], get_task(job[0].task), job[1])
-    return mean_speed(
+    found = spread(
         entry,
         config,
         lambda episode: closed_loop(policy, episode.n_runs),
         first_seed=5000,
         n_runs=n_runs,
         decades=config.steered.noise["learning_rate"],
-        bounds=bounds,
         reports_valid=config.valid_share >= 1.0,
         tells_slope=config.valid_share >= 1.0 and config.slope_share >= 1.0,
     )
+    return float(np.clip(found.log2_speed, *bounds).mean())

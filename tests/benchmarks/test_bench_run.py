@@ -121,8 +121,8 @@ def test_every_arm_runs_and_a_finished_bench_trains_nothing_again(
     assert set(paths) == {
         f"path {arm} digits-autoencoder 0 {offset}"
         for arm in (
-            "steerable-policy", "steerable-policy-validated", "steerable-policy-default-rate",
-            "adamw-policy",
+            "steerable-policy", "steerable-policy-validated", "steerable-policy-averaged",
+            "steerable-policy-default-rate", "adamw-policy",
         )
         for offset in get_arm(arm).offsets
     }  # fmt: skip

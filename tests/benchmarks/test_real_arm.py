@@ -39,11 +39,20 @@ def entry(name: str) -> Entry:
 
 @pytest.mark.parametrize("optimizer", ["torch.optim.AdamW", "lhopt.SteerableAdamW"])
 @pytest.mark.parametrize(
-    ("name", "validates"),
-    [("digits-mlp", False), ("digits-autoencoder", False), ("digits-mlp:loss_scale=3", True)],
+    ("name", "validates", "averages"),
+    [
+        ("digits-mlp", False, False),
+        ("digits-autoencoder", False, False),
+        ("digits-mlp:loss_scale=3", True, False),
+        ("digits-mlp:width=48", True, True),
+    ],
 )
 def test_the_tuner_in_a_real_loop_is_the_batched_environment(
-    name: str, validates: bool, optimizer: str, make_policy: Callable[..., Policy]
+    name: str,
+    validates: bool,
+    averages: bool,
+    optimizer: str,
+    make_policy: Callable[..., Policy],
 ) -> None:
     policy = with_feedback(make_policy(optimizer), Feedback(60.0))  # idle where nothing validates
     # orthogonalised updates amplify rounding, as torch.optim.Muon's do: the batch and the single
@@ -57,7 +66,7 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
 
     starts = {k: np.full(len(SEEDS), v) for k, v in real.default_values(optimizer).items()}
     starts["learning_rate"] = np.full(len(SEEDS), RATE)
-    config = EnvConfig(optimizer=optimizer, feedback=policy.feedback)
+    config = EnvConfig(optimizer=optimizer, feedback=policy.feedback, averages=averages)
     batched = run(
         entry(name), config, controller, seeds=SEEDS, starts=starts, n_intervals=DECISIONS,
         reports_valid=validates, tells_slope=validates,
@@ -68,8 +77,9 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
             get_task(name), STEPS, seed, real.recipe(optimizer, RATE),
             tuner=lambda o, validate: Tuner(
                 o, STEPS, decisions=DECISIONS, policy=policy, epochs=epochs, labels=labels,
-                validate=validate if validates else None,
+                validate=validate if validates else None, averages=averages,
             ),
+            averages=averages,
         )  # fmt: skip
         decided = ours.history[1:]
         assert len(decided) == len(batched.actions)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from lhopt.core.features import FEATURES
 from lhopt.core.statistics import slope
 from lhopt.env.config import EnvConfig
 from lhopt.env.episode import Draw, Episode
+from lhopt.env.frontier import Frontier
 from lhopt.inner_tasks import get_family
 from lhopt.inner_tasks.engine import BatchedRuns, Settings, split_params
 from lhopt.inner_tasks.registry import get_task
@@ -83,3 +86,38 @@ def test_a_slope_without_a_number_is_not_measured() -> None:
     found = slope(shrunk, grown)
     assert found[0] == pytest.approx(0.1 / 0.04 / 1.05)
     assert np.isnan(found[1:]).all()
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_an_episode_ends_with_the_best_of_its_averages_where_the_job_validates(
+    tells: bool,
+) -> None:
+    task = get_task("clusters-few/1")
+    frontier = Frontier("x", 60, (1.0, 2.0), (3.0, 0.01), (0.1, 0.1), 0.0, 9.0)
+    config = EnvConfig(optimizer="lhopt.SteerableAdamW", averages=True)
+    start = np.full((4, N_CONTROLS), np.nan)
+    for name, value in config.steered.start.items():
+        start[:, COLUMN[name]] = value
+    start[:, COLUMN["learning_rate"]] = np.geomspace(0.002, 0.4, 4)
+    drawn = Draw((1, 2, 3, 4), start, 5, reports_valid=True, tells_slope=tells)
+
+    def finished(config: EnvConfig) -> Episode:
+        episode = Episode(task, 60, config, drawn, frontier)
+        while not episode.finished:
+            if episode.done == 24:  # a resume in between
+                episode = Episode.restore(task, config, frontier, episode.state())
+            episode.step(np.zeros((4, N_CONTROLS)))
+        return episode
+
+    chosen, plain = finished(config), finished(replace(config, averages=False))
+    np.testing.assert_array_equal(plain.reward, plain.unchosen)
+    np.testing.assert_array_equal(chosen.unchosen, plain.reward)
+    if not tells:
+        np.testing.assert_array_equal(chosen.reward, plain.reward)
+        return
+    assert (chosen.reward != plain.reward).any()
+    held_out = chosen.runs.evaluate("inner_valid", limit=config.valid_examples)
+    own = plain.runs.evaluate("inner_valid", limit=config.valid_examples)
+    assert (held_out <= own).all()
+    assert (held_out < own).any()
+    np.testing.assert_array_equal(chosen.final_loss, chosen.runs.evaluate("outer_valid"))

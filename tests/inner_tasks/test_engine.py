@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lhopt.core.averages import MIXES
 from lhopt.core.errors import ConfigurationError
 from lhopt.core.moments import MOMENTS, tensor_moments
 from lhopt.core.types import FloatArray
@@ -20,6 +21,7 @@ from lhopt.inner_tasks.engine import (
     split_params,
 )
 from lhopt.optimizers import STEERABLE, SteerableAdamW
+from lhopt.optimizers.update import ADAMW, StepRule
 
 torch.set_num_threads(1)
 
@@ -246,3 +248,34 @@ def test_clipping_is_reported_where_the_rule_clips() -> None:
 def test_no_seeds_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="no seeds"):
         BatchedRuns(quadratic(), [])
+
+
+@pytest.mark.parametrize("rule", [STEERABLE, ADAMW])
+def test_each_run_reads_its_best_average_until_it_moves_on(rule: StepRule) -> None:
+    runs = BatchedRuns(
+        digits(), SEEDS, Settings(learning_rate=np.geomspace(1e-3, 0.3, 8)), rule=rule,
+        averages_over=60,
+    )  # fmt: skip
+    runs.advance(60)
+    own = runs.evaluate("inner_valid", limit=128)
+    raw = runs.evaluate("inner_valid", limit=128, averaged=False)
+    chosen = runs.choose("inner_valid", limit=128)
+    best = runs.evaluate("inner_valid", limit=128)
+    assert len(set(chosen.tolist())) > 1  # rates differ so much that the horizons do
+    assert (best <= np.minimum(own, raw)).all()
+    last = [i for i in range(8) if MIXES[chosen[i]].last == 1.0]
+    np.testing.assert_array_equal(best[last], raw[last])
+    state = runs.state()
+    resumed = BatchedRuns(digits(), SEEDS, rule=rule, averages_over=60)
+    resumed.load_state(state)
+    np.testing.assert_array_equal(resumed.choose("inner_valid", limit=128), chosen)
+    runs.keep([2, 5])
+    np.testing.assert_array_equal(runs.choose("inner_valid", limit=128), chosen[[2, 5]])
+    runs.advance(1)
+    np.testing.assert_allclose(runs.evaluate("inner_valid", limit=128), own[[2, 5]], rtol=0.2)
+
+
+def test_runs_that_keep_no_averages_cannot_choose() -> None:
+    runs = BatchedRuns(digits(), SEEDS)
+    with pytest.raises(ConfigurationError, match="averages_over"):
+        runs.choose("inner_valid")

@@ -41,6 +41,39 @@ def test_with_feedback_every_column_is_there_again_with_its_decay_moved(policy: 
         replace(SHORT, feedback=0.3)
 
 
+def test_with_averages_every_column_is_there_again_of_the_same_runs(policy: Policy) -> None:
+    told = replace(SHORT, tells_slope=True)
+    found = compare({"one": policy}, replace(told, averages=True))
+    assert found.policies == ("one", "one+averages", "hold+averages", HELD)
+    plain = compare({"one": policy}, told)
+    assert found.mean[[0, 3]].tolist() == plain.mean.tolist()
+    assert found.mean[1] != found.mean[0]
+    both = compare({"one": policy}, replace(told, averages=True, feedback=200.0))
+    assert both.policies == (
+        "one", "one+slope", "hold+slope", "one+averages", "one+slope+averages",
+        "hold+slope+averages", "hold+averages", HELD,
+    )  # fmt: skip
+    assert both.mean[[0, 3, 6, 7]].tolist() == found.mean.tolist()
+    assert len(set(both.mean[[0, 1, 3, 4]].tolist())) == 4
+    with pytest.raises(ConfigurationError, match="averages without tells_slope"):
+        replace(SHORT, averages=True)
+
+
+def test_a_comparison_with_averages_says_what_they_are(
+    policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(policy, tmp_path)
+    words = ["policies", "compare", str(tmp_path / "random.json"), "--averages", "--feedback", "9"]
+    assert main([*words, "--longest", "300", "--families", "grammar-mlp", "--processes", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == [
+        "family", "tasks", "random", "random+slope", "hold+slope", "random+averages",
+        "random+slope+averages", "hold+slope+averages", "hold+averages", "hold",
+    ]  # fmt: skip
+    assert "best of its averages" in out
+    assert main([*words, "--left-out"]) == 2
+
+
 def test_the_interval_counts_families_before_tasks() -> None:
     speeds = {f"a/{i}": np.array([0.0, 1.0]) for i in range(9)} | {"b/0": np.array([0.0, -1.0])}
     found = Comparison(("x", "y"), speeds)

@@ -1,0 +1,247 @@
+"""`Tuner(averages=True)` and `best_weights`: the best of a run's averages, and no trace after."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lhopt.client import Tuner
+from lhopt.core.averages import LONG, MIXES, SHORT, UNTOLD, share, stride
+from lhopt.core.errors import ConfigurationError, ResumeError
+from lhopt.optimizers import SteerableAdamW
+from lhopt.policy.artifact import Policy
+
+from .test_tuner_resume import through_a_file
+from .test_tuner_validate import held_out
+
+STEPS, INTERVAL = 24, 8
+
+
+def make(kind: str, of: Any, lr: float = 0.05) -> torch.optim.Optimizer:
+    if kind == "adamw":
+        return torch.optim.AdamW(of.net.parameters(), lr=lr)
+    return SteerableAdamW(of.net.parameters(), lr=lr)
+
+
+def tuned(job: Any, optimizer: Any, policy: Policy, validate: Any, **words: Any) -> Tuner:
+    steps = words.pop("steps", STEPS)
+    return Tuner(
+        optimizer, steps, interval=INTERVAL, policy=policy, validate=validate, averages=True,
+        **words,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["adamw", "averaged"])
+def test_the_best_mix_by_the_held_out_loss_is_in_the_model_and_the_last_weights_come_back(
+    job: Any, policy: Policy, kind: str
+) -> None:
+    optimizer, seen = make(kind, job), []
+
+    def validate() -> Tensor:
+        seen.append(job.weights())
+        return held_out(job)
+
+    tuner = tuned(job, optimizer, policy, validate)
+    sums: dict[float, Tensor] = {}
+    for step in range(STEPS):
+        job.run(optimizer, tuner, range(step, step + 1))
+        last = job.weights()
+        for horizon in (SHORT, LONG):
+            old = sums.get(horizon, last)
+            sums[horizon] = old + share(horizon, step + 1) * (last - old)
+    if kind == "averaged":
+        assert isinstance(optimizer, SteerableAdamW)
+        with optimizer.averaged_weights():
+            own = job.weights()
+        torch.testing.assert_close(own, sums[SHORT])
+    tuner.close()
+    seen.clear()
+    with tuner.best_weights() as mix:
+        inside = job.weights()
+    assert torch.equal(job.weights(), last)
+    losses = []
+    for asked, weights in zip(MIXES, seen, strict=True):
+        mixed = asked.last * last + asked.short * sums[SHORT] + asked.long * sums[LONG]
+        torch.testing.assert_close(weights, mixed)
+        torch.nn.utils.vector_to_parameters(weights, job.net.parameters())
+        losses.append(float(held_out(job).detach()))
+    assert mix == MIXES[losses.index(min(losses))]
+    assert torch.equal(inside, seen[MIXES.index(mix)])
+
+
+def test_a_run_with_averages_is_to_the_bit_the_one_without(
+    job: Any, make_job: Any, policy: Policy
+) -> None:
+    optimizer = make("averaged", job)
+    tuner = tuned(job, optimizer, policy, lambda: held_out(job))
+    twin = make_job()
+    plain = make("averaged", twin)
+    silent = Tuner(plain, STEPS, interval=INTERVAL, policy=policy, validate=lambda: held_out(twin))
+    for step in range(STEPS):
+        job.run(optimizer, tuner, range(step, step + 1))
+        twin.run(plain, silent, range(step, step + 1))
+        if step == 13:
+            with tuner.best_weights():  # half-way, and training goes on
+                pass
+    assert torch.equal(job.weights(), twin.weights())
+
+
+def test_a_validation_that_fails_leaves_the_optimizers_average_and_one_warning(
+    job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer, broken = make("averaged", job), [False]
+    assert isinstance(optimizer, SteerableAdamW)
+
+    def validate() -> Tensor:
+        if broken[0]:
+            raise RuntimeError("the disk is gone")
+        return held_out(job)
+
+    tuner = tuned(job, optimizer, policy, validate)
+    job.run(optimizer, tuner, range(STEPS))
+    last, broken[0] = job.weights(), True
+    with caplog.at_level(logging.WARNING, "lhopt"), tuner.best_weights() as mix:
+        inside = job.weights()
+    assert mix == MIXES[UNTOLD]
+    with optimizer.averaged_weights():
+        assert torch.equal(job.weights(), inside)
+    assert torch.equal(job.weights(), last)
+    assert len(caplog.records) == 1
+    assert "the disk is gone" in caplog.text
+
+
+def test_before_the_first_step_the_best_weights_are_the_weights(job: Any, policy: Policy) -> None:
+    tuner = tuned(job, make("adamw", job), policy, lambda: held_out(job))
+    before = job.weights()
+    with tuner.best_weights() as mix:
+        assert torch.equal(job.weights(), before)
+    assert mix == MIXES[UNTOLD]  # none is better
+
+
+def test_a_parameter_that_joins_late_and_one_that_is_frozen_are_averaged_too(
+    job: Any, policy: Policy
+) -> None:
+    job.net[0].bias.requires_grad_(False)
+    optimizer = torch.optim.AdamW(job.net[0].parameters(), lr=0.01)
+    tuner = tuned(job, optimizer, policy, lambda: held_out(job))
+    job.run(optimizer, tuner, range(10))
+    optimizer.add_param_group({"params": list(job.net[2].parameters()), "lr": 0.01})
+    job.run(optimizer, tuner, range(10, STEPS))
+    last = job.weights()
+    with tuner.best_weights():
+        assert torch.isfinite(job.weights()).all()
+    assert torch.equal(job.weights(), last)
+
+
+def test_averages_of_bfloat16_are_kept_in_float32(policy: Policy) -> None:
+    """There the share of new weights at the end of a run is less than rounding keeps."""
+    net = nn.Linear(4, 1, dtype=torch.bfloat16)
+    x = torch.ones(8, 4, dtype=torch.bfloat16)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    tuner = Tuner(
+        optimizer, 400, interval=100, policy=policy, averages=True,
+        validate=lambda: float(net(x).float().mean()),
+    )  # fmt: skip
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss = net(x).float().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        tuner.report(loss)
+    kept = tuner.state_dict()["averages"]["kept"]
+    assert {k.dtype for row in kept for k in row} == {torch.float32}
+    with tuner.best_weights():
+        assert net.weight.dtype is torch.bfloat16
+
+
+def test_long_runs_are_averaged_by_a_stride(job: Any, policy: Policy) -> None:
+    steps = 2000
+    optimizer = make("adamw", job)
+    tuner = tuned(job, optimizer, policy, lambda: held_out(job), steps=steps)
+    job.run(optimizer, tuner, range(3))
+    assert stride(steps) == 4
+    assert tuner.state_dict()["averages"]["taken"] == [0] * 4
+    job.run(optimizer, tuner, range(3, 13))
+    assert tuner.state_dict()["averages"]["taken"] == [3] * 4
+
+
+@pytest.mark.parametrize("kind", ["adamw", "averaged"])
+def test_a_resumed_run_ends_with_the_same_best_weights(
+    make_job: Any, policy: Policy, kind: str
+) -> None:
+    ends = []
+    for stop in (None, 11):
+        job = make_job()
+        optimizer = make(kind, job)
+        tuner = tuned(job, optimizer, policy, lambda job=job: held_out(job))
+        if stop is not None:
+            job.run(optimizer, tuner, range(stop))
+            saved = through_a_file(
+                {
+                    "net": job.net.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "tuner": tuner.state_dict(),
+                }
+            )
+            job = make_job()
+            optimizer = make(kind, job)
+            tuner = tuned(job, optimizer, policy, lambda job=job: held_out(job))
+            job.net.load_state_dict(saved["net"])
+            optimizer.load_state_dict(saved["optimizer"])
+            tuner.load_state_dict(saved["tuner"])
+        job.run(optimizer, tuner, range(stop or 0, STEPS))
+        with tuner.best_weights() as mix:
+            ends.append((mix, job.weights()))
+    assert ends[0][0] == ends[1][0]
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+def test_checkpoints_without_averages_and_of_other_parameters(
+    job: Any, make_job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = make("adamw", job)
+    silent = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy)
+    job.run(optimizer, silent, range(5))
+    other = make_job()
+    tuner = tuned(other, make("adamw", other), policy, lambda: held_out(other))
+    with caplog.at_level(logging.WARNING, "lhopt"):
+        tuner.load_state_dict(silent.state_dict())
+    assert "holds no averages" in caplog.text
+
+    third = make_job()
+    of_another_kind = tuned(third, make("averaged", third), policy, lambda: held_out(third))
+    job.run(optimizer, silent, range(5, 6))
+    full = make_job()
+    kept = tuned(full, make("adamw", full), policy, lambda: held_out(full))
+    full.run(kept._log._optimizer, kept, range(5))
+    with pytest.raises(ResumeError, match="averages"):
+        of_another_kind.load_state_dict(kept.state_dict())
+
+
+def test_what_cannot_be_is_refused(job: Any, policy: Policy) -> None:
+    optimizer = make("adamw", job)
+    with pytest.raises(ConfigurationError, match="averages=True without validate"):
+        Tuner(optimizer, STEPS, policy=policy, averages=True)
+    with pytest.raises(ConfigurationError, match="True or False"):
+        Tuner(optimizer, STEPS, policy=policy, averages=0.5)  # type: ignore[arg-type]
+    plain = Tuner(optimizer, STEPS, policy=policy, validate=lambda: held_out(job))
+    with pytest.raises(ConfigurationError, match="averages=True"), plain.best_weights():
+        pass
+    plain.close()
+    tuner = tuned(job, optimizer, policy, lambda: held_out(job))
+    with tuner.best_weights():
+        with pytest.raises(ConfigurationError, match="inside best_weights"), tuner.best_weights():
+            pass
+        with pytest.raises(ConfigurationError, match="step\\(\\) inside best_weights"):
+            job.run(optimizer, tuner, range(1))
+
+
+def test_an_optimizer_that_swaps_weights_itself_is_refused(job: Any, policy: Policy) -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    optimizer = schedulefree.AdamWScheduleFree(job.net.parameters())
+    with pytest.raises(ConfigurationError, match=r"optimizer\.eval"):
+        tuned(job, optimizer, policy, lambda: held_out(job))
