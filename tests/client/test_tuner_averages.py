@@ -149,7 +149,7 @@ def test_averages_of_bfloat16_are_kept_in_float32(policy: Policy) -> None:
     for _ in range(400):
         optimizer.zero_grad()
         loss = net(x).float().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         tuner.report(loss)
     kept = tuner.state_dict()["averages"]["kept"]

@@ -269,7 +269,7 @@ def test_each_run_reads_its_best_average_until_it_moves_on(rule: StepRule) -> No
     resumed = BatchedRuns(digits(), SEEDS, rule=rule, averages_over=60)
     resumed.load_state(state)
     np.testing.assert_array_equal(resumed.choose("inner_valid", limit=128), chosen)
-    runs.keep([2, 5])
+    runs.keep(np.array([2, 5]))
     np.testing.assert_array_equal(runs.choose("inner_valid", limit=128), chosen[[2, 5]])
     runs.advance(1)
     np.testing.assert_allclose(runs.evaluate("inner_valid", limit=128), own[[2, 5]], rtol=0.2)
