@@ -147,8 +147,8 @@ def train(
         with_: The optimizer and its schedule.
         tuner: Makes the Tuner that steers, of the optimizer and of what may be its `validate`: a
             loss on `inner_valid`, whose time is the run's. None trains without one.
-        averages: Whether the weights that are used are the Tuner's `best_weights`; choosing them
-            after the last step is the run's time, too.
+        averages: Whether the weights that are used are the Tuner's `best_weights`, by the loss on
+            all of `inner_valid`; choosing them after the last step is the run's time, too.
         marks: Steps after which to evaluate, ascending, the last one `steps`; by default those of
             the bench. Empty for a run that is timed alone: its losses are nan.
         until: Stop after so many steps of the same plan.
@@ -177,14 +177,15 @@ def train(
         if steering and (done == total or not finite):
             steering.close()
             if averages and finite:
-                with steering.best_weights():
+                with steering.best_weights(run.held_out):
                     pass
         seconds += time.process_time() - began
         if not finite:
             break
         here = [i for i, mark in enumerate(marks) if mark == stop]
         if here:
-            with steering.best_weights() if steering and averages else run.deployed():
+            best = steering.best_weights if steering and averages else None
+            with best(run.held_out) if best else run.deployed():
                 curve[here] = run.evaluate("outer_valid")
                 if task.selection == "best" or stop == marks[-1]:
                     tests[here] = run.evaluate("test")
@@ -251,6 +252,10 @@ class _Run:
         with torch.no_grad():
             loss = evaluate(self.task, self.params(), "inner_valid", VALIDATED)
         return self.task.loss_scale * loss
+
+    def held_out(self) -> float:
+        """Loss on all of `inner_valid`."""
+        return self.evaluate("inner_valid")
 
     def deployed(self) -> AbstractContextManager[object]:
         """A context with the weights that are meant to be used."""

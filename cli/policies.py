@@ -27,7 +27,7 @@ _LEGEND_FEEDBACK = """\
 "+slope": under the decisions the held-out loss's slope moves the weight decay, gain {gain:g}."""
 
 _LEGEND_AVERAGES = """\
-"+averages": the same runs, each with the best of its averages by 128 held-out examples."""
+"+averages": the same runs, each with the best of its averages by held-out data of their own."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -217,7 +217,7 @@ class Tuner:
         self.overhead_seconds += time.perf_counter() - began
 
     @contextmanager
-    def best_weights(self) -> Iterator[Mix]:
+    def best_weights(self, validate: Callable[[], Tensor | float] | None = None) -> Iterator[Mix]:
         """Put the best of the run's weights into the model, and the last ones back afterwards.
 
             with tuner.best_weights():
@@ -229,6 +229,10 @@ class Tuner:
         the optimizer's own average. At the end of a run or at any time before, closed or not.
         Running statistics of a BatchNorm stay those of the last weights. Meanwhile a copy of the
         weights is held, and no step may be taken.
+
+        Args:
+            validate: To choose by another loss than the Tuner's own `validate`, such as that on all
+                the held-out data: more of them tell better, and this is asked only here.
 
         Yields:
             The mix that was chosen.
@@ -242,7 +246,9 @@ class Tuner:
                 "best_weights() of a Tuner that keeps no averages; construct it with validate=... "
                 "and averages=True."
             )
-        with self._averages.best(self._held_out_loss) as mix:
+        if validate is not None:
+            settings.check_validation(validate)
+        with self._averages.best(partial(self._held_out_loss, validate)) as mix:
             yield mix
 
     def close(self) -> None:
@@ -346,13 +352,13 @@ class Tuner:
                 self._notices.safely("decision", self._decide_if_due)
         self.overhead_seconds += time.perf_counter() - began
 
-    def _held_out_loss(self) -> float:
+    def _held_out_loss(self, validate: Callable[[], Tensor | float] | None) -> float:
         assert self._validation is not None
         found = [math.nan]
         validation = self._validation
 
         def ask() -> None:
-            found[0] = validation.plain()
+            found[0] = validation.plain(validate)
 
         began = time.perf_counter()
         self._notices.safely("validation of an average", ask)

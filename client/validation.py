@@ -44,14 +44,14 @@ class Validation:
         with self._unseen(), averaged():
             return self._once()
 
-    def plain(self) -> float:
-        """The loss of the weights as they are.
+    def plain(self, validate: Validate | None = None) -> float:
+        """The loss of the weights as they are, or another one.
 
         Raises:
             Exception: Whatever `validate` raises.
         """
         with torch.no_grad():
-            return self._once()
+            return self._once(validate)
 
     def slope(self) -> tuple[float | None, float | None]:
         """The loss's slope and curvature along the size of the raw weights; None is no number.
@@ -103,8 +103,8 @@ class Validation:
             for p, before in zip(params, held, strict=True):
                 p.copy_(before)
 
-    def _once(self) -> float:
+    def _once(self, validate: Validate | None = None) -> float:
         devices = sorted({p.device.index for p in self._params() if p.device.type == "cuda"})
         with torch.random.fork_rng(devices):
-            value = self._validate()
+            value = (validate or self._validate)()
         return float(value.detach() if hasattr(value, "detach") else value)

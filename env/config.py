@@ -125,8 +125,8 @@ class EnvConfig:
         epochs_share: Share of episodes whose job tells how often it passes over its data.
         labels_share: Share of episodes whose job tells how many target values its data have.
         valid_examples: Examples of `inner_valid` in such a report.
-        averages: Whether a run that tells a slope ends with the best of its averages, chosen by
-            that held-out loss (`core.averages`), as a Tuner's `best_weights` does.
+        averages: Whether a run that tells a slope ends with the best of its averages, chosen by the
+            loss on all of `inner_valid` (`core.averages`), as a Tuner's `best_weights` does.
         start: Overrides of the optimizer's start, by control.
         group_size: So many neighbouring runs share seed, data order and hidden start, and differ
             in their decisions alone: common random numbers, so that the mean of the others of a

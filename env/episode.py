@@ -286,7 +286,7 @@ class Episode:
         self.final_loss = self.runs.evaluate("outer_valid")
         self.reward = self.unchosen = self._speed()
         if self._chooses:
-            self.runs.choose("inner_valid", limit=self.config.valid_examples)
+            self.runs.choose("inner_valid")
             self.final_loss = self.runs.evaluate("outer_valid")
             self.reward = self._speed()
 

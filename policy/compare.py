@@ -59,7 +59,7 @@ class CompareConfig:
         feedback: Where above 0, every column is there a second time, with a `Feedback` of this gain
             under it in place of its own, if it has one.
         averages: Whether every column is there once more, of the same runs, each with the best of
-            its averages by the held-out loss (`core.averages`) in place of the optimizer's own.
+            its averages by the loss on `inner_valid` (`core.averages`) in place of the optimizer's.
         keep_blunt: See `build_pool`: tasks whose tuned baseline gains little by more steps too.
         bounds: Octaves that a run counts, at least and at most: as in a training's evaluation.
     """

@@ -35,17 +35,19 @@ def tuned(job: Any, optimizer: Any, policy: Policy, validate: Any, **words: Any)
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("another", [False, True])
 @pytest.mark.parametrize("kind", ["adamw", "averaged"])
 def test_the_best_mix_by_the_held_out_loss_is_in_the_model_and_the_last_weights_come_back(
-    job: Any, policy: Policy, kind: str
+    job: Any, policy: Policy, kind: str, another: bool
 ) -> None:
-    optimizer, seen = make(kind, job), []
+    optimizer = make(kind, job)
+    seen: list[Tensor] = []
 
     def validate() -> Tensor:
         seen.append(job.weights())
         return held_out(job)
 
-    tuner = tuned(job, optimizer, policy, validate)
+    tuner = tuned(job, optimizer, policy, (lambda: 2.5) if another else validate)
     sums: dict[float, Tensor] = {}
     for step in range(STEPS):
         job.run(optimizer, tuner, range(step, step + 1))
@@ -60,7 +62,7 @@ def test_the_best_mix_by_the_held_out_loss_is_in_the_model_and_the_last_weights_
         torch.testing.assert_close(own, sums[SHORT])
     tuner.close()
     seen.clear()
-    with tuner.best_weights() as mix:
+    with tuner.best_weights(validate if another else None) as mix:
         inside = job.weights()
     assert torch.equal(job.weights(), last)
     losses = []
