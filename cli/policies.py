@@ -216,9 +216,12 @@ def _compare(args: argparse.Namespace) -> int:
     ]
     mean = ("mean over families", str(sum(counts.values())), *(f"{v:.3f}" for v in found.mean))
     _print_table([("family", "tasks", *names), *rows, mean], right=range(1, len(names) + 2))
-    for i in range(1, len(names)):
-        # what is judged is the first, with --left-out, and else each of the others
-        judged, base = (0, i) if args.left_out else (i, 0)
+    # what is judged is the first, with --left-out, and else each of the others
+    pairs = [(0, i) if args.left_out else (i, 0) for i in range(1, len(names))]
+    # and what is averaged beside the first that is
+    averaged = [i for i, name in enumerate(names) if name.endswith(AVERAGES)]
+    pairs += [(i, averaged[0]) for i in averaged[1:]]
+    for judged, base in pairs:
         gap, low, high = found.gaps(base)[judged]
         print(f"{names[judged]} over {names[base]}: {gap:+.3f} ({low:+.3f} to {high:+.3f})")
     print(

@@ -71,6 +71,7 @@ def test_a_comparison_with_averages_says_what_they_are(
         "random+slope+averages", "hold+slope+averages", "hold+averages", "hold",
     ]  # fmt: skip
     assert "best of its averages" in out
+    assert "hold+averages over random+averages: " in out
     assert main([*words, "--left-out"]) == 2
 
 
