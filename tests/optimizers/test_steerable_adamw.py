@@ -733,3 +733,19 @@ def test_relative_eps_makes_the_step_free_of_the_gradients_unit() -> None:
             moved[relative, scale] = p.detach()
     torch.testing.assert_close(moved[True, 1.0], moved[True, 1e3], rtol=1e-12, atol=1e-12)
     assert (moved[False, 1.0] - moved[False, 1e3]).abs().max() > 1e-2
+
+
+def test_the_average_of_a_parameter_is_what_averaged_weights_puts_in() -> None:
+    net = nn.Linear(4, 3)
+    optimizer = SteerableAdamW(net.parameters())
+    assert optimizer.average(net.weight) is None  # it never moved
+    for _ in range(3):
+        net(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    held = optimizer.average(net.weight)
+    assert held is not None
+    with optimizer.averaged_weights():
+        assert torch.equal(net.weight, held)
+    plain = SteerableAdamW(net.parameters(), rule=replace(STEERABLE, average=0.0))
+    plain.step()
+    assert plain.average(net.weight) is None
