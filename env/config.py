@@ -162,6 +162,14 @@ class EnvConfig:
             raise ConfigurationError(
                 f"speed_bounds is {bounds!r}; two finite numbers are wanted, the smaller first."
             )
+        for name in ("valid_share", "slope_share", "epochs_share", "labels_share"):
+            share = getattr(self, name)
+            if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+                raise ConfigurationError(
+                    f"{name} is {share!r}; a share of the episodes is wanted, from 0 to 1."
+                )
+        if not isinstance(self.averages, bool):
+            raise ConfigurationError(f"averages is {self.averages!r}; True or False is wanted.")
         low, high = self.intervals
         if not 2 <= low <= high <= 129:
             raise ConfigurationError(

@@ -196,6 +196,12 @@ def test_settings_out_of_range_are_refused(pool: TaskPool, config: EnvConfig) ->
     for wrong in ((2.0, -3.0), (-np.inf, 2.0), 5, ("a", 1.0), (np.nan, 1.0)):
         with pytest.raises(ConfigurationError, match="speed_bounds is"):
             EnvConfig(speed_bounds=wrong)  # type: ignore[arg-type]
+    for name in ("valid_share", "slope_share", "epochs_share", "labels_share"):
+        for wrong_share in (1.5, -0.1, "all", float("nan")):
+            with pytest.raises(ConfigurationError, match=f"{name} is"):
+                EnvConfig(**{name: wrong_share})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="averages is"):
+        EnvConfig(averages="yes")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match=r"torch\.optim\.AdamW"):
         EnvConfig(optimizer="torch.optim.Adam")
     with pytest.raises(ConfigurationError, match="empty"):
