@@ -225,7 +225,7 @@ class Bench:
         if policy is not None:
             described |= {"policy": policy.digest, "optimizer": _described(arm.optimizer)}
         if arm.averages:
-            described["averages"] = [SHORT, LONG, UPDATES, *MIXES]
+            described["averages"] = [SHORT, LONG, UPDATES, "all of inner_valid", *MIXES]
         if arm.kind == "cosine":
             described["setting"] = dict(adamw_setting(arm))
         if arm.kind == "random":  # one generator draws for the whole batch

@@ -148,7 +148,8 @@ def train(
         tuner: Makes the Tuner that steers, of the optimizer and of what may be its `validate`: a
             loss on `inner_valid`, whose time is the run's. None trains without one.
         averages: Whether the weights that are used are the Tuner's `best_weights`, by the loss on
-            all of `inner_valid`; choosing them after the last step is the run's time, too.
+            all of `inner_valid`. Choosing them after the last step is the run's time, too, and
+            where a task is scored by its best evaluation, choosing them for each.
         marks: Steps after which to evaluate, ascending, the last one `steps`; by default those of
             the bench. Empty for a run that is timed alone: its losses are nan.
         until: Stop after so many steps of the same plan.
@@ -176,16 +177,16 @@ def train(
                 steering.report(loss)
         if steering and (done == total or not finite):
             steering.close()
-            if averages and finite:
-                with steering.best_weights(run.held_out):
-                    pass
         seconds += time.process_time() - began
         if not finite:
             break
         here = [i for i, mark in enumerate(marks) if mark == stop]
         if here:
             best = steering.best_weights if steering and averages else None
+            began = time.process_time()
             with best(run.held_out) if best else run.deployed():
+                if best and (task.selection == "best" or stop == total):
+                    seconds += time.process_time() - began
                 curve[here] = run.evaluate("outer_valid")
                 if task.selection == "best" or stop == marks[-1]:
                     tests[here] = run.evaluate("test")

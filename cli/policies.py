@@ -127,7 +127,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--averages",
         action="store_true",
         help="with the slope told, every column once more, of the same runs, each with the best of "
-        "its averages by the held-out loss, as Tuner.best_weights() chooses it",
+        "its averages, as Tuner.best_weights(validate) chooses by all the held-out data",
     )
     compare.add_argument(
         "--blunt",

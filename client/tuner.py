@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from . import ranks, settings
 from .backends import Terms
 from .history import Record
 from .hyperparameters import RATE, Hyperparameters
-from .notices import Notices
+from .notices import Notices, logger
 from .schedulers import also_written, check_scheduler
 from .steering import Steering
 
@@ -81,8 +80,9 @@ class Tuner:
             suggests whether a net decays too little, three times more, with the raw weights and
             with weights 2% smaller and larger, which takes the memory of one more copy. They are
             back to the bit afterwards, whatever happens. Not in distributed training.
-        averages: Keep averages of the weights for `best_weights`: one more copy of them with
-            `SteerableAdamW`, which has one, two with other optimizers. Wants `validate`.
+        averages: Keep averages of the weights for `best_weights`: one more copy of those that take
+            gradients with `SteerableAdamW`, which has one, two with other optimizers and, in
+            float32, of half precision. Wants `validate`.
         name: What people call this run.
 
     Attributes:
@@ -226,20 +226,22 @@ class Tuner:
 
         The last weights, a short and a long average of them, and mixes of these are asked for their
         held-out loss, eight calls of `validate`, and the lowest is kept; where `validate` fails,
-        the optimizer's own average. At the end of a run or at any time before, closed or not.
-        Running statistics of a BatchNorm stay those of the last weights. Meanwhile a copy of the
-        weights is held, and no step may be taken.
+        with a warning, the optimizer's own average, or the last weights if it has none. At the end
+        of a run, closed or not, or between two of its steps. Running statistics of a BatchNorm stay
+        those of the last weights. Meanwhile a copy of the weights is held, and no step may be
+        taken.
 
         Args:
             validate: To choose by another loss than the Tuner's own `validate`, such as that on all
-                the held-out data: more of them tell better, and this is asked only here.
+                the held-out data: more of them tell better, and this is asked only here. Of the
+                model as it is: without `averaged_weights()`.
 
         Yields:
             The mix that was chosen.
 
         Raises:
-            ConfigurationError: The Tuner was made without averages; they are in the model already;
-                or others have joined the training.
+            ConfigurationError: The Tuner was made without averages; they, or averaged weights, are
+                in the model already; or others have joined the training.
         """
         if self._averages is None or self._validation is None:
             raise ConfigurationError(
@@ -248,7 +250,7 @@ class Tuner:
             )
         if validate is not None:
             settings.check_validation(validate)
-        with self._averages.best(partial(self._held_out_loss, validate)) as mix:
+        with self._averages.best(partial(self._held_out_loss, validate), _said) as mix:
             yield mix
 
     def close(self) -> None:
@@ -305,12 +307,14 @@ class Tuner:
                 f"The checkpoint has (version, total_steps, interval) = {saved}; this Tuner has "
                 f"{ours}. Construct it with the same settings."
             )
+        saved_averages = state.get("averages")
+        if self._averages is not None and saved_averages is not None:
+            self._averages.check(saved_averages)  # before anything is changed
         self._steering.load_state_dict(state["steering"])
         self._log.load_state_dict(state["log"])
         self._begun, self._ended = int(state["begun"]), bool(state["ended"])
         if self._averages is None:
             return
-        saved_averages = state.get("averages")
         if saved_averages is not None:
             self._averages.load_state_dict(saved_averages)
         else:
@@ -326,11 +330,6 @@ class Tuner:
         return (self._begun // self._interval + 1) * self._interval
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if self._averages is not None and self._averages.swapped:
-            raise ConfigurationError(
-                "step() inside best_weights(): the step would be undone when the last weights come "
-                "back. Leave the `with` block first."
-            )
         began = time.perf_counter()
         if not self._ended:
             # torch passes the optimizer itself as the first argument
@@ -354,16 +353,11 @@ class Tuner:
 
     def _held_out_loss(self, validate: Callable[[], Tensor | float] | None) -> float:
         assert self._validation is not None
-        found = [math.nan]
-        validation = self._validation
-
-        def ask() -> None:
-            found[0] = validation.plain(validate)
-
         began = time.perf_counter()
-        self._notices.safely("validation of an average", ask)
-        self.overhead_seconds += time.perf_counter() - began
-        return found[0]
+        try:
+            return self._validation.plain(validate)
+        finally:
+            self.overhead_seconds += time.perf_counter() - began
 
     def _validated(self) -> None:
         assert self._validation is not None
@@ -392,3 +386,7 @@ class Tuner:
         finally:
             self._begun = steps
             self._log.restart()
+
+
+def _said(message: str) -> None:
+    logger.warning("lhopt: best_weights: %s", message)

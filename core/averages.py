@@ -51,8 +51,10 @@ MIXES: Final[tuple[Mix, ...]] = (
     Mix(0.0, 0.25, 0.75),
     Mix(0.0, 0.0, 1.0),
 )
-#: Position of the one that is kept where no loss prefers another: the short average.
-UNTOLD: Final = MIXES.index(Mix(0.0, 1.0, 0.0))
+#: Position of the short average: kept where no loss prefers another, if the optimizer's own
+#: average is the short one. Of an optimizer without one the last weights are, position 0.
+OWN: Final = MIXES.index(Mix(0.0, 1.0, 0.0))
+LAST: Final = 0
 
 
 def share(horizon: float, count: int) -> float:
@@ -76,16 +78,18 @@ def stride(total_steps: int) -> int:
     return -(-total_steps // UPDATES)
 
 
-def pick(losses: FloatArray) -> IntArray:
+def pick(losses: FloatArray, untold: int) -> IntArray:
     """Which of `MIXES` each run keeps: the one of the lowest loss.
 
     Args:
         losses: `(len(MIXES), K)` held-out losses, nan and infinite ones included.
+        untold: Position that is kept where no loss is finite, or none is below its own: `OWN` or
+            `LAST`.
 
     Returns:
-        `(K,)` positions; `UNTOLD` where no loss is finite, or none is below its own.
+        `(K,)` positions.
     """
     finite = np.where(np.isfinite(losses), losses, np.inf)
     lowest = finite.argmin(axis=0)
-    better = finite.min(axis=0) < finite[UNTOLD]
-    return np.asarray(np.where(better, lowest, UNTOLD))
+    better = finite.min(axis=0) < finite[untold]
+    return np.asarray(np.where(better, lowest, untold))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.averages import LONG, MIXES, SHORT, pick, share, stride
+from ..core.averages import LAST, LONG, MIXES, OWN, SHORT, Mix, pick, share, stride
 from ..core.controls import CONTROL_NAMES
 from ..core.errors import ConfigurationError
 from ..core.moments import MOMENTS, tensor_moments
@@ -155,9 +155,9 @@ class BatchedRuns:
         self._momentum = torch.zeros_like(self.flat)
         self._second = torch.zeros_like(self.flat)
         self._average = self.flat.clone() if rule.average else None
-        # by horizon; the rule's own is the short one where it has that
-        wanted = [] if averages_over is None else [SHORT, LONG]
-        self._kept = {h: self.flat.clone() for h in wanted if h != rule.average}
+        # by horizon; the rule's own average is the short one where it has one, whatever its horizon
+        wanted = () if averages_over is None else (LONG,) if rule.average else (SHORT, LONG)
+        self._kept = {horizon: self.flat.clone() for horizon in wanted}
         self._stride = stride(averages_over or 1)
         self._chosen: Tensor | None = None
         self._state = RunState.initial(self.flat, self.n_runs)
@@ -333,19 +333,26 @@ class BatchedRuns:
             raise ConfigurationError(
                 "choose() of runs that keep no averages; construct them with averages_over."
             )
-        short, long = self._kept.get(SHORT, self._average), self._kept[LONG]
-        assert short is not None
         losses = np.empty((len(MIXES), self.n_runs))
         for i, mix in enumerate(MIXES):
-            self._chosen = self.flat * mix.last + short * mix.short + long * mix.long
+            self._chosen = self._mixed(mix)
             losses[i] = self.evaluate(split, limit=limit)
-        best = pick(losses)
-        shares = torch.tensor(MIXES, dtype=self.flat.dtype, device=self.device)
-        last, of_short, of_long = shares[torch.from_numpy(best).to(self.device)].unbind(1)
-        self._chosen = (
-            self.flat * last[:, None] + short * of_short[:, None] + long * of_long[:, None]
-        )
+        best = pick(losses, OWN if self.rule.average else LAST)
+        self._chosen = self.flat.clone()
+        for i in np.unique(best):
+            rows = torch.from_numpy(np.flatnonzero(best == i)).to(self.device)
+            self._chosen[rows] = self._mixed(MIXES[i])[rows]
         return best
+
+    def _mixed(self, mix: Mix) -> Tensor:
+        taken = self.step >= self._stride  # before, the averages are those of no step
+        long = self._kept[LONG] if taken else self.flat
+        short = self._average
+        if short is None:
+            short = self._kept[SHORT] if taken else self.flat
+        # what has no share is not asked: weights that are not finite spoil no other mix
+        parts = [s * w for s, w in zip(mix, (self.flat, short, long), strict=True) if s]
+        return torch.stack(parts).sum(0)
 
     def keep(self, rows: IntArray | BoolArray) -> None:
         """Go on with some of the runs only; the others are dropped."""
@@ -387,6 +394,7 @@ class BatchedRuns:
         average = state["average"]
         self._average = None if average is None else average.to(self.device)
         self._kept = {h: kept.to(self.device) for h, kept in state.get("kept", {}).items()}
+        self._chosen = None
         self._state = state["run"].each(lambda t: t.to(self.device))
         self._orders, self.alive = state["orders"], state["alive"]
 

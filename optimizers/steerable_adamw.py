@@ -177,8 +177,8 @@ class SteerableAdamW(torch.optim.Optimizer):
         """
         if self._swapped:
             raise ConfigurationError(
-                "step() inside averaged_weights(): the step would be undone when the raw weights "
-                "come back. Leave the `with` block first."
+                "step() inside averaged_weights() or best_weights(): it would be undone when the "
+                "raw weights come back. Leave the `with` block first."
             )
         loss = None
         if closure is not None:
@@ -343,24 +343,36 @@ class SteerableAdamW(torch.optim.Optimizer):
         Raises:
             ConfigurationError: They are swapped in already.
         """
+        raw: list[tuple[Tensor, Tensor]] = []
+        with self.swapping():
+            try:
+                with torch.no_grad():
+                    for p, state in self.state.items():
+                        if "average" in state:
+                            raw.append((p, p.detach().clone()))
+                            p.copy_(state["average"])
+                yield
+            finally:
+                with torch.no_grad():
+                    for p, value in raw:
+                        p.copy_(value)
+
+    @contextmanager
+    def swapping(self) -> Iterator[None]:
+        """While somebody has put other weights into the parameters: no step, no averages.
+
+        Raises:
+            ConfigurationError: Somebody has already.
+        """
         if self._swapped:
             raise ConfigurationError(
-                "averaged_weights() inside averaged_weights(): the averages are swapped in "
-                "already. Leave the outer `with` block first."
+                "averaged_weights() inside averaged_weights() or best_weights(): other weights are "
+                "in the parameters already. Leave the outer `with` block first."
             )
-        raw: list[tuple[Tensor, Tensor]] = []
         self._swapped = True
         try:
-            with torch.no_grad():
-                for p, state in self.state.items():
-                    if "average" in state:
-                        raw.append((p, p.detach().clone()))
-                        p.copy_(state["average"])
             yield
         finally:
-            with torch.no_grad():
-                for p, value in raw:
-                    p.copy_(value)
             self._swapped = False
 
     def average(self, param: Tensor) -> Tensor | None:

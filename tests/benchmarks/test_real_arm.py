@@ -26,6 +26,7 @@ from lhopt.inner_tasks.engine import initial_params
 from lhopt.inner_tasks.registry import get_task
 from lhopt.optimizers.together import Together
 from lhopt.policy.artifact import Policy
+from lhopt.policy.bundled import bundled
 from lhopt.policy.combine import with_feedback
 from lhopt.policy.evaluate import Controller, closed_loop, hold, run
 
@@ -39,20 +40,11 @@ def entry(name: str) -> Entry:
 
 @pytest.mark.parametrize("optimizer", ["torch.optim.AdamW", "lhopt.SteerableAdamW"])
 @pytest.mark.parametrize(
-    ("name", "validates", "averages"),
-    [
-        ("digits-mlp", False, False),
-        ("digits-autoencoder", False, False),
-        ("digits-mlp:loss_scale=3", True, False),
-        ("digits-mlp:width=48", True, True),
-    ],
+    ("name", "validates"),
+    [("digits-mlp", False), ("digits-autoencoder", False), ("digits-mlp:loss_scale=3", True)],
 )
 def test_the_tuner_in_a_real_loop_is_the_batched_environment(
-    name: str,
-    validates: bool,
-    averages: bool,
-    optimizer: str,
-    make_policy: Callable[..., Policy],
+    name: str, validates: bool, optimizer: str, make_policy: Callable[..., Policy]
 ) -> None:
     policy = with_feedback(make_policy(optimizer), Feedback(60.0))  # idle where nothing validates
     # orthogonalised updates amplify rounding, as torch.optim.Muon's do: the batch and the single
@@ -66,7 +58,7 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
 
     starts = {k: np.full(len(SEEDS), v) for k, v in real.default_values(optimizer).items()}
     starts["learning_rate"] = np.full(len(SEEDS), RATE)
-    config = EnvConfig(optimizer=optimizer, feedback=policy.feedback, averages=averages)
+    config = EnvConfig(optimizer=optimizer, feedback=policy.feedback)
     batched = run(
         entry(name), config, controller, seeds=SEEDS, starts=starts, n_intervals=DECISIONS,
         reports_valid=validates, tells_slope=validates,
@@ -77,9 +69,8 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
             get_task(name), STEPS, seed, real.recipe(optimizer, RATE),
             tuner=lambda o, validate: Tuner(
                 o, STEPS, decisions=DECISIONS, policy=policy, epochs=epochs, labels=labels,
-                validate=validate if validates else None, averages=averages,
+                validate=validate if validates else None,
             ),
-            averages=averages,
         )  # fmt: skip
         decided = ours.history[1:]
         assert len(decided) == len(batched.actions)
@@ -98,6 +89,35 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
         assert ours.loss == pytest.approx(batched.final_loss[i], rel=close)
         test = episodes[0].runs.evaluate("test")[i]
         assert ours.test_loss == pytest.approx(test, rel=close)
+
+
+@pytest.mark.parametrize("name", ["adamw", "steerable"])
+def test_the_best_weights_in_a_real_loop_are_those_of_the_batched_environment(name: str) -> None:
+    policy, task, rate = bundled(name), get_task("digits-mlp:width=48"), 0.05
+    close = 1e-4 if name == "adamw" else 1e-2  # as above
+    starts = {k: np.full(2, v) for k, v in real.default_values(policy.optimizer).items()}
+    starts["learning_rate"] = np.full(2, rate)
+    plain, best = (
+        run(
+            entry("digits-mlp:width=48"),
+            EnvConfig(optimizer=policy.optimizer, feedback=policy.feedback, averages=averages),
+            lambda episode: closed_loop(policy, episode.n_runs),
+            seeds=SEEDS, starts=starts, n_intervals=DECISIONS, reports_valid=True, tells_slope=True,
+        )
+        for averages in (False, True)
+    )  # fmt: skip
+    # mixes of both averages that are lower by far more than what the two may differ by
+    assert (best.final_loss < plain.final_loss * (1.0 - 2.0 * close)).all()
+    for i, seed in enumerate(SEEDS):
+        ours = real.train(
+            task, STEPS, seed, real.recipe(policy.optimizer, rate),
+            tuner=lambda o, validate: Tuner(
+                o, STEPS, decisions=DECISIONS, policy=policy, epochs=task.epochs(STEPS),
+                labels=task.n_labels(), validate=validate, averages=True,
+            ),
+            averages=True,
+        )  # fmt: skip
+        assert ours.curve[-1] == pytest.approx(best.final_loss[i], rel=close)
 
 
 def test_a_run_whose_loss_is_not_finite_has_diverged() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lhopt.client import Tuner
-from lhopt.core.averages import LONG, MIXES, SHORT, UNTOLD, share, stride
+from lhopt.core.averages import LAST, LONG, MIXES, OWN, SHORT, UPDATES, share, stride
 from lhopt.core.errors import ConfigurationError, ResumeError
 from lhopt.optimizers import SteerableAdamW
 from lhopt.policy.artifact import Policy
@@ -36,30 +36,39 @@ def tuned(job: Any, optimizer: Any, policy: Policy, validate: Any, **words: Any)
 
 
 @pytest.mark.parametrize("another", [False, True])
+@pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("kind", ["adamw", "averaged"])
 def test_the_best_mix_by_the_held_out_loss_is_in_the_model_and_the_last_weights_come_back(
-    job: Any, policy: Policy, kind: str, another: bool
+    job: Any, policy: Policy, kind: str, every: int, another: bool
 ) -> None:
-    optimizer = make(kind, job)
+    optimizer, steps = make(kind, job), every * UPDATES
+    assert stride(steps) == every
     seen: list[Tensor] = []
 
     def validate() -> Tensor:
         seen.append(job.weights())
         return held_out(job)
 
-    tuner = tuned(job, optimizer, policy, (lambda: 2.5) if another else validate)
-    sums: dict[float, Tensor] = {}
-    for step in range(STEPS):
+    tuner = tuned(job, optimizer, policy, (lambda: 2.5) if another else validate, steps=steps)
+    taken: list[Tensor] = []
+    for step in range(STEPS + 1):
         job.run(optimizer, tuner, range(step, step + 1))
-        last = job.weights()
-        for horizon in (SHORT, LONG):
-            old = sums.get(horizon, last)
-            sums[horizon] = old + share(horizon, step + 1) * (last - old)
-    if kind == "averaged":
+        if (step + 1) % every == 0:
+            taken.append(job.weights())
+    last = job.weights()
+    # in closed form: at horizon 1/2 the k-th of n counts k times, at 1/10 by a power of nine
+    sums = {}
+    for horizon in (SHORT, LONG):
+        sums[horizon] = taken[0]
+        for count, weights in enumerate(taken[1:], 2):
+            sums[horizon] = sums[horizon] + share(horizon, count) * (weights - sums[horizon])
+    counts = torch.arange(1, len(taken) + 1)
+    by_count = sum(float(k) * w for k, w in zip(counts, taken, strict=True)) / counts.sum()
+    torch.testing.assert_close(sums[LONG], by_count)
+    if kind == "averaged":  # its own, of every step
         assert isinstance(optimizer, SteerableAdamW)
         with optimizer.averaged_weights():
-            own = job.weights()
-        torch.testing.assert_close(own, sums[SHORT])
+            sums[SHORT] = job.weights()
     tuner.close()
     seen.clear()
     with tuner.best_weights(validate if another else None) as mix:
@@ -92,28 +101,115 @@ def test_a_run_with_averages_is_to_the_bit_the_one_without(
     assert torch.equal(job.weights(), twin.weights())
 
 
-def test_a_validation_that_fails_leaves_the_optimizers_average_and_one_warning(
+@pytest.mark.parametrize("kind", ["adamw", "averaged"])
+def test_a_validation_that_fails_leaves_the_optimizers_average_and_a_warning_each_time(
+    job: Any, policy: Policy, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = make(kind, job)
+
+    def broken() -> Tensor:
+        raise RuntimeError("the disk is gone")
+
+    tuner = tuned(job, optimizer, policy, lambda: held_out(job))
+    job.run(optimizer, tuner, range(STEPS))
+    last = job.weights()
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING, "lhopt"), tuner.best_weights(broken) as mix:
+            inside = job.weights()
+    assert [record.getMessage() for record in caplog.records] == 2 * [
+        "lhopt: best_weights: validate gave no finite loss of any of the averages, "
+        + ("the optimizer's own average" if kind == "averaged" else "the last weights")
+        + (" is used" if kind == "averaged" else " are used")
+        + ": RuntimeError: the disk is gone"
+    ]
+    if kind == "averaged":
+        assert isinstance(optimizer, SteerableAdamW)
+        assert mix == MIXES[OWN]
+        with optimizer.averaged_weights():
+            assert torch.equal(job.weights(), inside)
+    else:
+        assert mix == MIXES[LAST]
+        assert torch.equal(last, inside)
+    assert torch.equal(job.weights(), last)
+
+
+def test_one_that_fails_now_and_then_leaves_those_mixes_out(
     job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    optimizer, broken = make("averaged", job), [False]
+    optimizer, asked = make("adamw", job), []
+
+    def validate() -> float:
+        asked.append(0)
+        if len(asked) % 2:
+            raise RuntimeError("busy")
+        return 10.0 - len(asked)
+
+    tuner = tuned(job, optimizer, policy, lambda: held_out(job))
+    job.run(optimizer, tuner, range(STEPS))
+    with caplog.at_level(logging.WARNING, "lhopt"), tuner.best_weights(validate) as mix:
+        pass
+    assert mix == MIXES[-1]
+    assert "some of the averages" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_one_that_does_not_see_the_weights_is_told(
+    job: Any, make_job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer, copied = make("averaged", job), make_job()
     assert isinstance(optimizer, SteerableAdamW)
+    tuner = tuned(job, optimizer, policy, lambda: held_out(job))
+    job.run(optimizer, tuner, range(STEPS))
+
+    def averaged() -> Tensor:
+        with optimizer.averaged_weights():
+            return held_out(job)
+
+    with caplog.at_level(logging.WARNING, "lhopt"):
+        with tuner.best_weights(lambda: held_out(copied)):
+            pass
+        assert "no copy of it" in caplog.records.pop().getMessage()
+        with tuner.best_weights(averaged):
+            pass
+        assert "inside averaged_weights() or best_weights()" in caplog.text
+
+
+def test_the_last_weights_come_back_and_random_numbers_go_on_after_an_exception(
+    job: Any, policy: Policy
+) -> None:
+    optimizer = make("averaged", job)
 
     def validate() -> Tensor:
-        if broken[0]:
-            raise RuntimeError("the disk is gone")
+        torch.rand(3)
         return held_out(job)
 
     tuner = tuned(job, optimizer, policy, validate)
     job.run(optimizer, tuner, range(STEPS))
-    last, broken[0] = job.weights(), True
-    with caplog.at_level(logging.WARNING, "lhopt"), tuner.best_weights() as mix:
-        inside = job.weights()
-    assert mix == MIXES[UNTOLD]
-    with optimizer.averaged_weights():
-        assert torch.equal(job.weights(), inside)
+    last, random = job.weights(), torch.get_rng_state()
+
+    def interrupted() -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyError), tuner.best_weights():
+        raise KeyError("in the body")
     assert torch.equal(job.weights(), last)
-    assert len(caplog.records) == 1
-    assert "the disk is gone" in caplog.text
+    with pytest.raises(KeyboardInterrupt), tuner.best_weights(interrupted):
+        pass
+    assert torch.equal(job.weights(), last)
+    assert torch.equal(torch.get_rng_state(), random)
+    job.run(optimizer, tuner, range(1))  # a step may be taken again
+
+
+def test_weights_that_are_not_finite_spoil_no_other_mix(job: Any, policy: Policy) -> None:
+    optimizer = make("adamw", job)
+    tuner = tuned(job, optimizer, policy, lambda: held_out(job))
+    job.run(optimizer, tuner, range(STEPS))
+    with torch.no_grad():
+        job.net[0].weight[0, 0] = torch.inf
+    with tuner.best_weights() as mix:
+        assert torch.isfinite(job.weights()).all()
+    assert mix.last == 0.0
+    assert torch.isinf(job.weights()).any()
 
 
 def test_before_the_first_step_the_best_weights_are_the_weights(job: Any, policy: Policy) -> None:
@@ -121,29 +217,39 @@ def test_before_the_first_step_the_best_weights_are_the_weights(job: Any, policy
     before = job.weights()
     with tuner.best_weights() as mix:
         assert torch.equal(job.weights(), before)
-    assert mix == MIXES[UNTOLD]  # none is better
+    assert mix == MIXES[LAST]  # none is better
 
 
-def test_a_parameter_that_joins_late_and_one_that_is_frozen_are_averaged_too(
+def test_a_parameter_that_joins_late_has_averages_from_then_and_a_frozen_one_none(
     job: Any, policy: Policy
 ) -> None:
     job.net[0].bias.requires_grad_(False)
-    optimizer = torch.optim.AdamW(job.net[0].parameters(), lr=0.01)
+    optimizer, late = torch.optim.AdamW(job.net[0].parameters(), lr=0.01), []
     tuner = tuned(job, optimizer, policy, lambda: held_out(job))
     job.run(optimizer, tuner, range(10))
     optimizer.add_param_group({"params": list(job.net[2].parameters()), "lr": 0.01})
-    job.run(optimizer, tuner, range(10, STEPS))
-    last = job.weights()
+    for step in range(10, STEPS):
+        job.run(optimizer, tuner, range(step, step + 1))
+        late.append(job.net[2].bias.detach().clone())
+    state = tuner.state_dict()["averages"]
+    assert state["taken"] == [STEPS, 0, STEPS - 10, STEPS - 10]
+    counts = range(1, len(late) + 1)
+    by_count = sum(k * w for k, w in zip(counts, late, strict=True)) / sum(counts)
+    torch.testing.assert_close(state["kept"][3][-1], by_count)
+    assert state["kept"][1] == []
+    frozen = job.net[0].bias.detach().clone()
     with tuner.best_weights():
-        assert torch.isfinite(job.weights()).all()
-    assert torch.equal(job.weights(), last)
+        assert torch.equal(job.net[0].bias, frozen)
 
 
-def test_averages_of_bfloat16_are_kept_in_float32(policy: Policy) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "averaged"])
+def test_averages_of_bfloat16_are_kept_in_float32(policy: Policy, kind: str) -> None:
     """There the share of new weights at the end of a run is less than rounding keeps."""
     net = nn.Linear(4, 1, dtype=torch.bfloat16)
     x = torch.ones(8, 4, dtype=torch.bfloat16)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    if kind == "averaged":
+        optimizer = SteerableAdamW(net.parameters(), lr=1e-2)
     tuner = Tuner(
         optimizer, 400, interval=100, policy=policy, averages=True,
         validate=lambda: float(net(x).float().mean()),
@@ -155,7 +261,7 @@ def test_averages_of_bfloat16_are_kept_in_float32(policy: Policy) -> None:
         optimizer.step()
         tuner.report(loss)
     kept = tuner.state_dict()["averages"]["kept"]
-    assert {k.dtype for row in kept for k in row} == {torch.float32}
+    assert [[k.dtype for k in row] for row in kept] == 2 * [2 * [torch.float32]]
     with tuner.best_weights():
         assert net.weight.dtype is torch.bfloat16
 
@@ -216,12 +322,12 @@ def test_checkpoints_without_averages_and_of_other_parameters(
 
     third = make_job()
     of_another_kind = tuned(third, make("averaged", third), policy, lambda: held_out(third))
-    job.run(optimizer, silent, range(5, 6))
     full = make_job()
     kept = tuned(full, make("adamw", full), policy, lambda: held_out(full))
     full.run(kept._log._optimizer, kept, range(5))
     with pytest.raises(ResumeError, match="averages"):
         of_another_kind.load_state_dict(kept.state_dict())
+    assert of_another_kind.steps == 0  # nothing of it was taken
 
 
 def test_what_cannot_be_is_refused(job: Any, policy: Policy) -> None:
@@ -238,8 +344,32 @@ def test_what_cannot_be_is_refused(job: Any, policy: Policy) -> None:
     with tuner.best_weights():
         with pytest.raises(ConfigurationError, match="inside best_weights"), tuner.best_weights():
             pass
-        with pytest.raises(ConfigurationError, match="step\\(\\) inside best_weights"):
+        with pytest.raises(ConfigurationError, match=r"step\(\) inside best_weights"):
             job.run(optimizer, tuner, range(1))
+    tuner.close()
+    with tuner.best_weights(), pytest.raises(ConfigurationError, match="inside best_weights"):
+        job.run(optimizer, None, range(1))
+
+
+def test_averaged_and_best_weights_exclude_each_other(job: Any, policy: Policy) -> None:
+    optimizer = make("averaged", job)
+    assert isinstance(optimizer, SteerableAdamW)
+    tuner = tuned(job, optimizer, policy, lambda: held_out(job))
+    job.run(optimizer, tuner, range(9))
+    last = job.weights()
+    with (
+        tuner.best_weights(),
+        pytest.raises(ConfigurationError, match=r"or best_weights\(\)"),
+        optimizer.averaged_weights(),
+    ):
+        pass
+    with (
+        optimizer.averaged_weights(),
+        pytest.raises(ConfigurationError, match=r"or best_weights\(\)"),
+        tuner.best_weights(),
+    ):
+        pass
+    assert torch.equal(job.weights(), last)
 
 
 def test_an_optimizer_that_swaps_weights_itself_is_refused(job: Any, policy: Policy) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lhopt.core.averages import LONG, MIXES, SHORT, UNTOLD, UPDATES, pick, share, stride
+from lhopt.core.averages import LAST, LONG, MIXES, OWN, SHORT, UPDATES, pick, share, stride
 from lhopt.optimizers.update import STEERABLE
 
 
@@ -32,17 +32,21 @@ def test_a_run_takes_in_hundreds_of_weights_and_no_more(steps: int) -> None:
     assert min(steps, UPDATES // 2) <= taken <= UPDATES
 
 
-def test_mixes_are_shares_of_a_whole_and_the_untold_one_is_the_optimizers_own() -> None:
+def test_mixes_are_shares_of_a_whole_and_the_optimizers_own_is_among_them() -> None:
     assert all(sum(mix) == pytest.approx(1.0) and min(mix) >= 0.0 for mix in MIXES)
     assert len(set(MIXES)) == len(MIXES)
-    assert MIXES[UNTOLD] == (0.0, 1.0, 0.0)
+    assert MIXES[OWN] == (0.0, 1.0, 0.0)
+    assert MIXES[LAST] == (1.0, 0.0, 0.0)
     assert STEERABLE.average == SHORT
 
 
-def test_each_run_keeps_its_lowest_loss_and_the_untold_mix_without_one() -> None:
+@pytest.mark.parametrize("untold", [OWN, LAST])
+def test_each_run_keeps_its_lowest_loss_and_the_untold_mix_without_one(untold: int) -> None:
     losses = np.ones((len(MIXES), 6))
-    losses[0, 0], losses[-1, 1] = 0.5, 0.5
+    losses[1, 0], losses[-1, 1] = 0.5, 0.5
     losses[:, 3] = np.nan
     losses[:, 4] = np.inf
-    losses[UNTOLD, 5] = np.nan  # and another is finite
-    assert pick(losses).tolist() == [0, len(MIXES) - 1, UNTOLD, UNTOLD, UNTOLD, 0]
+    losses[untold, 5] = np.nan  # and others are finite
+    first = min(i for i in range(len(MIXES)) if i != untold)
+    expected = [1, len(MIXES) - 1, untold, untold, untold, first]
+    assert pick(losses, untold).tolist() == expected

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lhopt.core.averages import MIXES
+from lhopt.core.averages import LONG, MIXES, SHORT, UPDATES, Mix, share
 from lhopt.core.errors import ConfigurationError
 from lhopt.core.moments import MOMENTS, tensor_moments
 from lhopt.core.types import FloatArray
@@ -273,6 +274,48 @@ def test_each_run_reads_its_best_average_until_it_moves_on(rule: StepRule) -> No
     np.testing.assert_array_equal(runs.choose("inner_valid", limit=128), chosen[[2, 5]])
     runs.advance(1)
     np.testing.assert_allclose(runs.evaluate("inner_valid", limit=128), own[[2, 5]], rtol=0.2)
+
+
+@pytest.mark.parametrize("average", [0.0, SHORT, 0.2, LONG])
+def test_kept_averages_are_by_a_stride_and_the_rules_own_is_the_short_one(average: float) -> None:
+    rule = replace(STEERABLE, average=average)
+    total = 2 * UPDATES
+    runs = BatchedRuns(digits(), SEEDS[:2], rule=rule, averages_over=total)
+    assert torch.equal(runs._mixed(Mix(0.0, 0.0, 1.0)), runs.flat)  # before the first
+    taken: list[torch.Tensor] = []
+    for _ in range(5):
+        runs.advance(2)
+        taken.append(runs.flat.clone())
+    runs.advance(1)  # off the stride
+    by_count = torch.stack([k * w for k, w in enumerate(taken, 1)]).sum(0) / 15.0
+    torch.testing.assert_close(runs._mixed(Mix(0.0, 0.0, 1.0)), by_count)
+    short = taken[0]
+    for k, weights in enumerate(taken[1:], 2):
+        short = short + share(SHORT, k) * (weights - short)
+    if average:
+        assert runs._average is not None
+        short = runs._average
+    torch.testing.assert_close(runs._mixed(Mix(0.0, 1.0, 0.0)), short)
+    half = runs._mixed(Mix(0.5, 0.5, 0.0))
+    torch.testing.assert_close(half, 0.5 * runs.flat + 0.5 * short)
+
+
+def test_last_weights_that_are_not_finite_spoil_no_other_mix() -> None:
+    runs = BatchedRuns(digits(), SEEDS[:2], rule=STEERABLE, averages_over=20)
+    runs.advance(20)
+    runs.flat[1] = torch.inf
+    chosen = runs.choose("inner_valid")
+    assert MIXES[chosen[1]].last == 0.0
+    assert np.isfinite(runs.evaluate("inner_valid")).all()
+
+
+def test_a_state_that_is_loaded_has_chosen_nothing() -> None:
+    runs = BatchedRuns(digits(), SEEDS[:2], rule=STEERABLE, averages_over=20)
+    runs.advance(20)
+    own, state = runs.evaluate("inner_valid"), runs.state()
+    runs.choose("inner_valid")
+    runs.load_state(state)
+    np.testing.assert_array_equal(runs.evaluate("inner_valid"), own)
 
 
 def test_runs_that_keep_no_averages_cannot_choose() -> None:
