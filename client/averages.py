@@ -30,6 +30,9 @@ class Averages:
 
     Raises:
         ConfigurationError: The optimizer trains other weights than those that are meant to be used.
+
+    Attributes:
+        swapped: Whether a mix is in the parameters now.
     """
 
     def __init__(self, optimizer: Any, total_steps: int) -> None:
@@ -47,7 +50,7 @@ class Averages:
         self._steps = 0
         self._kept: dict[Tensor, list[Tensor]] = {}  # by parameter, in the order of the horizons
         self._taken: dict[Tensor, int] = {}
-        self._swapped = False
+        self.swapped = False
 
     def _horizons(self, p: Tensor) -> tuple[float, ...]:
         return (SHORT, LONG) if self._own is None or p.dtype in _HALF else (LONG,)
@@ -70,19 +73,25 @@ class Averages:
                 kept.lerp_(p.detach().to(kept.dtype), share(horizon, taken))
 
     @contextmanager
-    def best(self, loss: Callable[[], float], warn: Callable[[str], None]) -> Iterator[Mix]:
+    def best(
+        self,
+        loss: Callable[[], float],
+        warn: Callable[[str], None],
+        model: torch.nn.Module | None = None,
+    ) -> Iterator[Mix]:
         """Put the mix of the lowest loss into the parameters, and what was there back afterwards.
 
         Args:
             loss: On held-out data, of the model as it is then; it may raise.
             warn: Called with what is wrong with the losses.
+            model: Whose buffers are put back afterwards, too.
 
         Raises:
             ConfigurationError: Other weights are in there already, or others have joined the
                 training; inside: a step.
         """
         check_alone()
-        if self._swapped:
+        if self.swapped:
             raise ConfigurationError(
                 "best_weights() inside best_weights(): they are in the model already. Leave the "
                 "outer `with` block first."
@@ -94,8 +103,9 @@ class Averages:
             handle = self._optimizer.register_step_pre_hook(_refuse)
             stack.callback(handle.remove)
             held = [(p, p.detach().clone()) for p in self._params()]
-            self._swapped = True
-            stack.callback(self._back, held)
+            buffers = [] if model is None else [(b, b.detach().clone()) for b in model.buffers()]
+            self.swapped = True
+            stack.callback(self._back, held + buffers)
             best = self._choose(loss, warn, held)
             self._put(best, held)
             yield best
@@ -122,7 +132,7 @@ class Averages:
         elif np.isfinite(found).all() and len(set(found[:, 0])) == 1 and self._differ(held):
             warn(
                 f"validate gave {found[0, 0]} for each of the averages; it must evaluate the model "
-                "whose parameters the optimizer has, no copy of it"
+                "whose parameters the optimizer has, no copy of it, and in float32"
             )
         return MIXES[int(pick(found, OWN if own else LAST)[0])]
 
@@ -134,7 +144,7 @@ class Averages:
     def _back(self, held: list[tuple[Tensor, Tensor]]) -> None:
         for p, last in held:
             p.copy_(last)
-        self._swapped = False
+        self.swapped = False
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: plain values and tensors."""

@@ -25,6 +25,7 @@ from .steering import Steering
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
     from torch.optim import Optimizer
 
     from ..policy.artifact import Policy
@@ -217,7 +218,12 @@ class Tuner:
         self.overhead_seconds += time.perf_counter() - began
 
     @contextmanager
-    def best_weights(self, validate: Callable[[], Tensor | float] | None = None) -> Iterator[Mix]:
+    def best_weights(
+        self,
+        validate: Callable[[], Tensor | float] | None = None,
+        *,
+        model: Module | None = None,
+    ) -> Iterator[Mix]:
         """Put the best of the run's weights into the model, and the last ones back afterwards.
 
             with tuner.best_weights():
@@ -227,14 +233,16 @@ class Tuner:
         The last weights, a short and a long average of them, and mixes of these are asked for their
         held-out loss, eight calls of `validate`, and the lowest is kept; where `validate` fails,
         with a warning, the optimizer's own average, or the last weights if it has none. At the end
-        of a run, closed or not, or between two of its steps. Running statistics of a BatchNorm stay
-        those of the last weights. Meanwhile a copy of the weights is held, and no step may be
-        taken.
+        of a run, closed or not, or between two of its steps. Running statistics of a BatchNorm are
+        buffers, and stay those of the last weights. Meanwhile a copy of the weights is held, and no
+        step may be taken. A checkpoint to resume from is saved outside.
 
         Args:
             validate: To choose by another loss than the Tuner's own `validate`, such as that on all
                 the held-out data: more of them tell better, and this is asked only here. Of the
                 model as it is: without `averaged_weights()`.
+            model: A model whose buffers are put back afterwards, too: those of a BatchNorm, if
+                `validate` or the body estimates them anew for the weights that are in it then.
 
         Yields:
             The mix that was chosen.
@@ -250,7 +258,7 @@ class Tuner:
             )
         if validate is not None:
             settings.check_validation(validate)
-        with self._averages.best(partial(self._held_out_loss, validate), _said) as mix:
+        with self._averages.best(partial(self._held_out_loss, validate), _said, model) as mix:
             yield mix
 
     def close(self) -> None:
@@ -281,6 +289,12 @@ class Tuner:
 
         Plain values and tensors: `torch.load(..., weights_only=True)` reads it.
         """
+        if self._averages is not None and self._averages.swapped:
+            self._notices.warn(
+                "checkpoint",
+                "lhopt: state_dict() inside best_weights(): the model holds the best weights now; "
+                "save a checkpoint to resume from outside",
+            )
         return {
             "version": STATE_VERSION,
             "total_steps": self._total,
@@ -361,7 +375,13 @@ class Tuner:
 
     def _validated(self) -> None:
         assert self._validation is not None
-        self._log.valid_loss = self._validation.loss()
+        loss = self._log.valid_loss = self._validation.loss()
+        if not np.isfinite(loss):
+            self._notices.warn(
+                "validation",
+                "lhopt: validate gave %s, which no policy reads; training goes on",
+                loss,
+            )
 
     def _sloped(self) -> None:
         assert self._validation is not None

@@ -68,7 +68,8 @@ class Validation:
         if shrunk == grown and np.isfinite(shrunk):
             raise ValueError(
                 f"validate gave {shrunk} with weights {SLOPE_STEP:.0%} smaller and larger; it must "
-                "evaluate the model whose parameters the optimizer has, no copy of it"
+                "evaluate the model whose parameters the optimizer has, no copy of it, and give a "
+                "loss in float32"
             )
         a, b, c = (np.array([loss]) for loss in (shrunk, same, grown))
         found = (float(slope(a, c)[0]), float(curvature(a, b, c)[0]))

@@ -377,3 +377,45 @@ def test_an_optimizer_that_swaps_weights_itself_is_refused(job: Any, policy: Pol
     optimizer = schedulefree.AdamWScheduleFree(job.net.parameters())
     with pytest.raises(ConfigurationError, match=r"optimizer\.eval"):
         tuned(job, optimizer, policy, lambda: held_out(job))
+
+
+def test_a_models_buffers_come_back_and_a_checkpoint_inside_is_warned_of(
+    policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    x = torch.randn(32, 4)
+    optimizer = SteerableAdamW(net.parameters(), lr=0.05)
+
+    def loss() -> Tensor:
+        out: Tensor = (net(x).squeeze(1) - x.sum(1)).square().mean()
+        return out
+
+    tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=loss, averages=True)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        tuner.report(value)
+    before = {name: b.clone() for name, b in net.named_buffers()}
+    with caplog.at_level(logging.WARNING, "lhopt"), tuner.best_weights(model=net):
+        inside = dict(net.named_buffers())  # in training mode, every call moves them
+        assert not torch.equal(inside["1.running_mean"], before["1.running_mean"])
+        tuner.state_dict()
+    for name, buffer in net.named_buffers():
+        assert torch.equal(buffer, before[name])
+    assert [r.getMessage().split(":")[1] for r in caplog.records] == [
+        " state_dict() inside best_weights()"
+    ]
+
+
+def test_a_validation_without_a_number_is_told_once(
+    job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = make("adamw", job)
+    tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=lambda: float("nan"))
+    with caplog.at_level(logging.WARNING, "lhopt"):
+        job.run(optimizer, tuner, range(STEPS))
+    assert "validate gave nan" in caplog.text
+    assert len(caplog.records) == 1
