@@ -89,7 +89,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAME",
         nargs="+",
         help='families of the tasks; "training" is all that policies train on, "comparison" those '
-        "that neither a training nor its evaluation touches",
+        'that neither a training nor its evaluation touches, "confirmation" others that are kept '
+        "for a last look once a policy is chosen; by default those that evaluate and compare",
     )
     compare.add_argument(
         "--decades", type=float, default=1.0, help="spread of the starting rates, either way"
@@ -170,7 +171,7 @@ def _compare(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..policy.compare import AVERAGES, FEEDBACK, CompareConfig, compare, compare_left_out
-    from ..policy.families import COMPARE_FAMILIES, TRAIN_FAMILIES
+    from ..policy.families import COMPARE_FAMILIES, CONFIRM_FAMILIES, TRAIN_FAMILIES
 
     if args.left_out and args.families:
         raise ConfigurationError(
@@ -181,7 +182,11 @@ def _compare(args: argparse.Namespace) -> int:
     for flag in ("feedback", "averages"):
         if getattr(args, flag) and args.left_out:
             raise ConfigurationError(f"--{flag} does not go with --left-out.")
-    words = {"training": TRAIN_FAMILIES, "comparison": COMPARE_FAMILIES}
+    words = {
+        "training": TRAIN_FAMILIES,
+        "comparison": COMPARE_FAMILIES,
+        "confirmation": CONFIRM_FAMILIES,
+    }
     asked = [words.get(name, (name,)) for name in args.families or ()]
     families = tuple(dict.fromkeys(name for part in asked for name in part))
     config = CompareConfig(

@@ -36,6 +36,13 @@ COMPARE_FAMILIES: tuple[str, ...] = (
     "gratings-mixer", "facts-distmult", "meetings-mlp", "recall-linear",
     "ground-cnn", "molecules-graphnet", "hands-mlp", "ballots-mlp", "tides-conv", "rhythms-rnn",
 )  # fmt: skip
+#: Families that a choice made by the others is confirmed with, rarely, and once it is made: nothing
+#: is trained on them, no checkpoint and no setting chosen by them. How often they were asked, and
+#: for what, says docs/training-log.md, from entry 43 on.
+CONFIRM_FAMILIES: tuple[str, ...] = (
+    "orbits-mlp", "stars-few", "mazes-cnn", "strokes-mixer", "motifs-rnn", "brackets-causal",
+    "exams-pairs", "claims-gated", "queues-few", "spins-mlp", "boards-resmlp", "swarms-few",
+)  # fmt: skip
 
 
 def available(families: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from ..env.frontier import POOL_FRONTIER, cache_key
 from ..env.pool import TaskPool, TaskSpec, build_pool, draw_specs, seconds_per_run_step
 from ..inner_tasks.registry import get_task
 from .experts import expert_name
-from .families import COMPARE_FAMILIES, available
+from .families import COMPARE_FAMILIES, CONFIRM_FAMILIES, available
 from .imitation import ImitationConfig
 from .train_config import TrainConfig
 
@@ -31,8 +31,8 @@ def pool_specs(
 
 
 def comparison_specs(config: TrainConfig) -> list[TaskSpec]:
-    """Tasks of `COMPARE_FAMILIES`, as `lhopt policies compare` draws them."""
-    return pool_specs(config, available(COMPARE_FAMILIES), ())[0]
+    """Tasks of the families that no training touches, as `lhopt policies compare` draws them."""
+    return pool_specs(config, available((*COMPARE_FAMILIES, *CONFIRM_FAMILIES)), ())[0]
 
 
 def _frontier_name(spec: TaskSpec) -> str:

@@ -32,7 +32,12 @@ from lhopt.core.errors import ConfigurationError
 from lhopt.env.pool import TaskPool, TaskSpec
 from lhopt.inner_tasks.registry import get_family, get_task
 from lhopt.policy import bundled, pools
-from lhopt.policy.families import COMPARE_FAMILIES, TRAIN_FAMILIES, VALID_FAMILIES
+from lhopt.policy.families import (
+    COMPARE_FAMILIES,
+    CONFIRM_FAMILIES,
+    TRAIN_FAMILIES,
+    VALID_FAMILIES,
+)
 from lhopt.policy.train_config import TrainConfig
 
 
@@ -84,7 +89,7 @@ def test_no_training_or_validation_family_is_of_a_held_out_kind() -> None:
     assert TRAIN_FAMILIES
     assert VALID_FAMILIES
     assert not set(TRAIN_FAMILIES) & set(VALID_FAMILIES)
-    for name in (*TRAIN_FAMILIES, *VALID_FAMILIES, *COMPARE_FAMILIES):
+    for name in (*TRAIN_FAMILIES, *VALID_FAMILIES, *COMPARE_FAMILIES, *CONFIRM_FAMILIES):
         family = get_family(name)
         assert family.dataset not in HELD_OUT_DATASETS
         assert family.architecture not in HELD_OUT_ARCHITECTURES
@@ -92,8 +97,9 @@ def test_no_training_or_validation_family_is_of_a_held_out_kind() -> None:
 
 def test_what_policies_are_compared_by_shares_no_data_with_what_trains_them() -> None:
     assert COMPARE_FAMILIES
+    assert CONFIRM_FAMILIES
     trained = {get_family(name).dataset for name in (*TRAIN_FAMILIES, *VALID_FAMILIES)}
-    own = [get_family(name).dataset for name in COMPARE_FAMILIES]
+    own = [get_family(name).dataset for name in (*COMPARE_FAMILIES, *CONFIRM_FAMILIES)]
     assert not trained & set(own)
     assert len(set(own)) == len(own)
 

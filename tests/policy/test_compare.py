@@ -13,7 +13,7 @@ from lhopt.cli.main import main
 from lhopt.core.errors import ConfigurationError
 from lhopt.policy.artifact import Policy, save
 from lhopt.policy.compare import HELD, CompareConfig, Comparison, compare, unseen
-from lhopt.policy.families import COMPARE_FAMILIES
+from lhopt.policy.families import COMPARE_FAMILIES, CONFIRM_FAMILIES
 from lhopt.policy.lineage import families_met
 from lhopt.policy.train_config import TrainConfig
 
@@ -91,6 +91,14 @@ def test_families_that_no_training_touches_are_compared_by_whole(policy: Policy)
     specs = unseen(config, [trained], COMPARE_FAMILIES)
     assert Counter(spec.family for spec in specs) == dict.fromkeys(COMPARE_FAMILIES, 8)
     assert set(COMPARE_FAMILIES) < set(CompareConfig.families)
+
+
+def test_families_that_confirm_are_asked_only_by_name(policy: Policy) -> None:
+    config = TrainConfig()
+    used = {*config.families, *config.valid_families, *CompareConfig.families}
+    assert not used & set(CONFIRM_FAMILIES)
+    specs = unseen(config, [policy], CONFIRM_FAMILIES)
+    assert Counter(spec.family for spec in specs) == dict.fromkeys(CONFIRM_FAMILIES, 8)
 
 
 def test_what_a_policy_was_trained_on_is_left_out(policy: Policy) -> None:
