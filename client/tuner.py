@@ -309,7 +309,8 @@ class Tuner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; the hyperparameters are written again, and so verified.
 
-        A checkpoint without averages is taken too: they begin here then, with a warning.
+        A checkpoint without averages is taken too: they begin here then, with a warning. So is one
+        with averages by a Tuner that keeps none: they are left, with a warning.
 
         Raises:
             ResumeError: It was saved by a Tuner of other settings.
@@ -328,8 +329,13 @@ class Tuner:
         self._log.load_state_dict(state["log"])
         self._begun, self._ended = int(state["begun"]), bool(state["ended"])
         if self._averages is None:
-            return
-        if saved_averages is not None:
+            if saved_averages is not None:
+                self._notices.warn(
+                    "averages",
+                    "lhopt: the checkpoint holds averages of the weights, which are left; to go on "
+                    "with them, construct the Tuner with averages=True",
+                )
+        elif saved_averages is not None:
             self._averages.load_state_dict(saved_averages)
         else:
             self._notices.warn(
@@ -385,7 +391,7 @@ class Tuner:
 
     def _sloped(self) -> None:
         assert self._validation is not None
-        self._log.valid_slope, self._log.valid_curvature = self._validation.slope()
+        self._log.valid_slope, self._log.valid_curvature = self._validation.slope_and_curvature()
 
     def _decide_if_due(self) -> None:
         due = self._boundary - self._begun

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -20,9 +21,9 @@ Validate = Callable[[], "Tensor | float"]
 class Validation:
     """Calls a job's own validation, and puts the weights back to the bit.
 
-    Every call begins from the same state of torch's random numbers and leaves it as it was: a data
-    loader that shuffles gives the same examples each time, and training goes on as if nobody had
-    looked.
+    Every call of one decision begins from the same state of the random numbers of torch, NumPy and
+    Python, and leaves it as it was: a data loader that shuffles gives each the same examples, and
+    training goes on as if nobody had looked. A generator that a job made itself is not known here.
 
     Args:
         optimizer: Whose parameters are the weights; its averaged ones, where it has some, are those
@@ -53,7 +54,7 @@ class Validation:
         with torch.no_grad():
             return self._once(validate)
 
-    def slope(self) -> tuple[float | None, float | None]:
+    def slope_and_curvature(self) -> tuple[float | None, float | None]:
         """The loss's slope and curvature along the size of the raw weights; None is no number.
 
         All parameters are scaled, as where policies train, whose runs decay all of them.
@@ -106,6 +107,17 @@ class Validation:
 
     def _once(self, validate: Validate | None = None) -> float:
         devices = sorted({p.device.index for p in self._params() if p.device.type == "cuda"})
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), _random_kept():
             value = (validate or self._validate)()
         return float(value.detach() if hasattr(value, "detach") else value)
+
+
+@contextmanager
+def _random_kept() -> Iterator[None]:
+    """Leave the global random numbers of Python and NumPy as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

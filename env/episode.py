@@ -261,7 +261,7 @@ class Episode:
             n = self.config.valid_examples
             valid = self.task.loss_scale * self.runs.evaluate("inner_valid", limit=n)
             if drawn.tells_slope:
-                sloped, curved = self.runs.slope("inner_valid", limit=n)
+                sloped, curved = self.runs.slope_and_curvature("inner_valid", limit=n)
                 others |= {"valid_slope": sloped, "valid_curvature": curved}
         self.statistics = accumulated.finish(
             log_displacement=displacement, valid_loss=valid, others=others

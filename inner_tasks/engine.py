@@ -302,7 +302,9 @@ class BatchedRuns:
         out = (total / n).numpy()
         return np.where(self.alive[picked] & np.isfinite(out), out, np.inf)
 
-    def slope(self, split: Split, *, limit: int | None = None) -> tuple[FloatArray, FloatArray]:
+    def slope_and_curvature(
+        self, split: Split, *, limit: int | None = None
+    ) -> tuple[FloatArray, FloatArray]:
         """Slope and curvature of every run's loss along its weights' size, `(K,)` each.
 
         See `core.statistics.slope` and `curvature`. Of the raw weights, which weight decay acts on,

@@ -319,6 +319,9 @@ def test_checkpoints_without_averages_and_of_other_parameters(
     with caplog.at_level(logging.WARNING, "lhopt"):
         tuner.load_state_dict(silent.state_dict())
     assert "holds no averages" in caplog.text
+    with caplog.at_level(logging.WARNING, "lhopt"):
+        silent.load_state_dict(tuner.state_dict())
+    assert "which are left; to go on with them" in caplog.text
 
     third = make_job()
     of_another_kind = tuned(third, make("averaged", third), policy, lambda: held_out(third))

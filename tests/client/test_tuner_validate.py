@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -54,14 +55,21 @@ def test_loss_and_slope_are_those_of_the_weights_and_nothing_else_changes(
 
     def validate() -> Tensor:
         torch.rand(3)  # as a data loader draws its seed
+        np.random.rand(3)  # noqa: NPY002
+        random.random()
         assert not torch.is_grad_enabled()
         calls.append(job.weights())
         return held_out(job)
 
     tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=validate, **frozen)
-    before = torch.get_rng_state()
+
+    def states() -> tuple[list[int], Any, Any]:
+        numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+        return torch.get_rng_state().tolist(), random.getstate(), numpy["state"]["pos"]
+
+    before = states()
     job.run(optimizer, tuner, range(INTERVAL))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert states() == before
     twin = make_job()
     plain = make(twin)
     silent = Tuner(plain, STEPS, interval=INTERVAL, policy=policy, **frozen)

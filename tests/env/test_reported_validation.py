@@ -66,7 +66,7 @@ def test_the_slope_is_the_derivative_by_the_size_of_the_raw_weights() -> None:
     runs = BatchedRuns(task, [1, 2], Settings(3e-2), rule=STEERABLE)
     runs.advance(30)
     before = runs.flat.clone()
-    found, bent = runs.slope("inner_valid", limit=64)
+    found, bent = runs.slope_and_curvature("inner_valid", limit=64)
     assert torch.equal(runs.flat, before)
     rows = tuple(a[:64] for a in task.arrays("inner_valid"))
     for i in range(2):
