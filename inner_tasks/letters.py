@@ -22,21 +22,21 @@ from .supervised import (
 )
 
 _STRANDS, _STRINGS = 8_192, 3_072
-_BASES, _STRAND, _MOTIF, _MOTIFS = 4, 24, 6, 6
+_BASES, _STRAND, _MOTIF, _MOTIFS, _PLACES = 4, 16, 5, 4, 4
 _KINDS, _STRING = 4, 24
 
 
 @cache
 def _motifs(mutated: float, seed: int) -> Dataset:
-    """Strands of 24 bases; the class is the motif that lies somewhere in it, 0 if none does."""
+    """Strands of 16 bases; the class is the motif that lies near its end, 0 if none does."""
     rng = generator("motifs", int(100 * mutated), seed)
     n = n_drawn(_STRANDS)
     often = rng.dirichlet(np.full(_BASES, 8.0))
     strand = rng.choice(_BASES, size=(n, _STRAND), p=often)
     # what a motif has in each of its places, more or less surely
-    sure = rng.dirichlet(np.full(_BASES, 0.3), size=(_MOTIFS, _MOTIF)).cumsum(-1)
+    sure = rng.dirichlet(np.full(_BASES, 0.15), size=(_MOTIFS, _MOTIF)).cumsum(-1)
     label = rng.integers(_MOTIFS + 1, size=n)
-    at = rng.integers(_STRAND - _MOTIF + 1, size=n)
+    at = _STRAND - _MOTIF - rng.integers(_PLACES, size=n)
     drawn = (rng.random((n, _MOTIF, 1)) > sure[label - 1]).sum(-1).clip(max=_BASES - 1)
     kept = (rng.random(drawn.shape) >= mutated) & (label > 0)[:, None]
     place = at[:, None] + np.arange(_MOTIF)
@@ -48,8 +48,8 @@ def _motifs(mutated: float, seed: int) -> Dataset:
 class MotifsRNN(SupervisedFamily):
     """Name the motif that a strand of bases bears, with an RNN.
 
-    Data: 8,192 drawn strands of 24 bases, with one of six motifs at any place or none; a motif is
-    not spelt the same each time.
+    Data: 8,192 drawn strands of 16 bases, with one of four motifs at one of four places near the
+    end, or none; a motif is not spelt the same each time.
     Model: vectors of 4 to 8 for the bases, one recurrent layer of 16 to 48 with tanh, read out
     after the last base.
     Drawn: share that mutated, data seed, embedding, width, norm, loss, batch size, gain, scales,

@@ -99,12 +99,12 @@ def test_a_motif_lies_where_the_class_says_that_one_does() -> None:
     strands, label = _rows(_motifs(0.0, 1))
 
     def most_frequent(rows: NDArray[np.float64]) -> float:
-        windows = np.lib.stride_tricks.sliding_window_view(rows, 6, axis=1).astype(int)
-        words = (windows @ 4 ** np.arange(6)).ravel()
+        windows = np.lib.stride_tricks.sliding_window_view(rows, 5, axis=1).astype(int)
+        words = (windows @ 4 ** np.arange(5)).ravel()
         return float(np.bincount(words).max() / len(rows))
 
     without = most_frequent(strands[label == 0])
-    assert all(most_frequent(strands[label == k]) > 2.0 * without for k in range(1, 7))
+    assert all(most_frequent(strands[label == k]) > 2.0 * without for k in range(1, 5))
 
 
 def test_no_bracket_closes_what_is_not_open() -> None:
