@@ -115,7 +115,8 @@ class Validation:
 @contextmanager
 def _random_kept() -> Iterator[None]:
     """Leave the global random numbers of Python and NumPy as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    # as a dict: a job may have given NumPy a generator that the older tuple cannot hold
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
     try:
         yield
     finally:

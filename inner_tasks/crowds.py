@@ -82,11 +82,7 @@ def _boards(stones: int, seed: int) -> Dataset:
     """Boards with stones of two players; the class says who has three in a row: none to both."""
     rng = generator("boards", stones, seed)
     n = n_drawn(_ROWS)
-    order = rng.random((n, _BOARD**2)).argsort(1)
-    # each player has a corner that is preferred, or hardly anybody gets a row
-    row, column = np.divmod(np.arange(_BOARD**2), _BOARD)
-    lean = 0.35 * np.where(rng.random((n, 1)) < 0.5, row + column, row - column + _BOARD - 1)
-    rank = np.argsort(np.argsort(rng.random(order.shape) * 4.0 + lean, 1), 1)
+    rank = rng.random((n, _BOARD**2)).argsort(1).argsort(1)
     mine = np.where(rank < stones, 1, np.where(rank >= _BOARD**2 - stones, -1, 0))
     board = mine.reshape(n, _BOARD, _BOARD)
     won = np.zeros((2, n), bool)

@@ -29,11 +29,11 @@ _NIGHTS, _KINDS = 64, 6
 
 
 @cache
-def _orbits(longest: float, seed: int) -> Dataset:
+def _orbits(eccentric: float, seed: int) -> Dataset:
     """Elements of an orbit and a time; the target is where in its plane the planet stands then."""
-    rng = generator("orbits", int(100 * longest), seed)
+    rng = generator("orbits", int(100 * eccentric), seed)
     n = n_drawn(_ROWS)
-    eccentricity = longest * np.sqrt(rng.random(n))
+    eccentricity = eccentric * np.sqrt(rng.random(n))
     axis, turned = rng.uniform(0.5, 1.5, n), rng.uniform(-np.pi, np.pi, n)
     begun, time = rng.uniform(-np.pi, np.pi, n), rng.uniform(0.0, 2.0, n)
     mean = begun + time * axis**-1.5
@@ -68,7 +68,7 @@ class OrbitsMLP(SupervisedFamily):
     dataset = "orbits"
     architecture = "mlp"
     settings: ClassVar[Settings] = {
-        "longest": (0.6, (0.3, 0.6, 0.9)),
+        "eccentric": (0.6, (0.3, 0.6, 0.9)),
         "data_seed": (1, DATA_SEEDS),
         "width": (48, (24, 32, 48, 64)),
         "depth": (2, (1, 2, 3)),
@@ -82,7 +82,7 @@ class OrbitsMLP(SupervisedFamily):
         """An `MLP` of seven numbers."""
         widths = (7, *(config["width"],) * config["depth"], 2)
         net = MLP(widths, config["activation"], config["norm"], config["init_gain"])
-        return net, _orbits(config["longest"], config["data_seed"])
+        return net, _orbits(config["eccentric"], config["data_seed"])
 
 
 @cache
@@ -99,7 +99,7 @@ def _stars(noise: float, seed: int) -> Dataset:
     period, phase = rng.uniform(6.0, 24.0, (n, 1)), rng.random((n, 1))
     cycle = (night / period + phase) % 1.0
     other = np.sin(2.0 * np.pi * (night / (period * rng.uniform(0.7, 0.9, (n, 1))) + phase))
-    flare = rng.uniform(0.0, _NIGHTS, (n, 1))
+    flare = rng.uniform(0.0, _NIGHTS - 8.0, (n, 1))
     after = np.clip(night - flare, 0.0, None)
     curves = [
         np.zeros((n, _NIGHTS)),

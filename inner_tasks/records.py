@@ -104,8 +104,8 @@ def _claims(spread: float, seed: int) -> Dataset:
 class ClaimsGated(SupervisedFamily):
     """Estimate what a claim costs from categories and amounts, with a gated MLP.
 
-    Data: 8,192 drawn claims of four one-hot categories (65 columns, the rarest in a few rows) and
-    five amounts, to one number.
+    Data: 8,192 drawn claims of four one-hot categories (65 columns, the rarest in some fifty rows)
+    and five amounts, to one number.
     Model: 1 to 3 gated layers of 16 to 64.
     Drawn: spread, data seed, width, depth, norm, loss, batch size, gain, scales, target noise.
     Source: Dauphin et al., 2017, arXiv:1612.08083, for the net.
@@ -144,8 +144,9 @@ def _queues(busy: float, seed: int) -> Dataset:
     # Kingman's formula with Sakasegawa's exponent for several counters
     wait = service * varies.mean(1) * load ** (np.sqrt(2.0 * (counters + 1)) - 1.0)
     wait = wait / (counters * (1.0 - load)) * np.exp(0.3 * rng.normal(size=n))
-    seen = np.stack([np.eye(5)[counters - 1][:, i] for i in range(5)], 1)
-    seen = np.concatenate([seen, np.log(service)[:, None], np.log(arrivals)[:, None], varies], 1)
+    seen = np.concatenate(
+        [np.eye(5)[counters - 1], np.log(service)[:, None], np.log(arrivals)[:, None], varies], 1
+    )
     seen = np.concatenate([seen, rng.normal(size=(n, _BESIDE))], 1)
     return in_order(seen, np.log(wait)[:, None], 1, kind="values")
 

@@ -21,22 +21,22 @@ from .supervised import (
     SupervisedFamily,
 )
 
-_SIDE: Final = 12
+_MAZE, _SIDE = 8, 12
 _ROWS: Final = 6_144
-_LENGTHS, _WAYS, _MOST_STROKES = 5, 8, 3
+_LENGTHS, _WAYS, _MOST_STROKES = 3, 8, 3
 
 
 @cache
 def _mazes(walls: float, seed: int) -> Dataset:
     """Fields with walls; the class says how long the way from the top to the bottom row is.
 
-    None at all, or one of four lengths, each as frequent as the others.
+    There is none, a short one, or a long one as often as a short one.
     """
     rng = generator("mazes", int(100 * walls), seed)
     n = n_drawn(_ROWS)
-    free = rng.random((n, _SIDE, _SIDE)) >= walls
-    far = _SIDE * _SIDE
-    steps = np.full((n, _SIDE + 2, _SIDE + 2), far)
+    free = rng.random((n, _MAZE, _MAZE)) >= walls
+    far = _MAZE * _MAZE
+    steps = np.full((n, _MAZE + 2, _MAZE + 2), far)
     inside = steps[:, 1:-1, 1:-1]
     inside[:, 0] = np.where(free[:, 0], 0, far)
     while True:
@@ -59,8 +59,8 @@ def _mazes(walls: float, seed: int) -> Dataset:
 class MazesCNN(SupervisedFamily):
     """Say how long the way through a maze is, with strided convolutions.
 
-    Data: 6,144 fields of 12x12 with walls at random; no way from top to bottom, or one of four
-    lengths, between which chance decides where they tie.
+    Data: 6,144 fields of 8x8 with walls at random; no way from top to bottom, a short one or a long
+    one, between which chance decides where they tie.
     Model: 1 to 3 convolutions of 3x3, stride 2, 6 to 12 channels at first, and a linear layer.
     Drawn: share of walls, data seed, channels, depth, activation, norm (none or layer), loss, batch
     size, gain, scales, label noise.
@@ -86,7 +86,7 @@ class MazesCNN(SupervisedFamily):
         """A `StridedCNN` on one channel."""
         channels = tuple(config["channels"] * 2**i for i in range(config["depth"]))
         shape = (config["activation"], config["norm"], config["init_gain"])
-        net = StridedCNN(1, _SIDE, channels, _LENGTHS, *shape)
+        net = StridedCNN(1, _MAZE, channels, _LENGTHS, *shape)
         return net, _mazes(config["walls"], config["data_seed"])
 
 

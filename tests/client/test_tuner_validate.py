@@ -64,8 +64,9 @@ def test_loss_and_slope_are_those_of_the_weights_and_nothing_else_changes(
     tuner = Tuner(optimizer, STEPS, interval=INTERVAL, policy=policy, validate=validate, **frozen)
 
     def states() -> tuple[list[int], Any, Any]:
-        numpy = np.random.get_state(legacy=False)  # noqa: NPY002
-        return torch.get_rng_state().tolist(), random.getstate(), numpy["state"]["pos"]
+        numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+        numpy = (numpy["pos"], numpy["key"].tolist())
+        return torch.get_rng_state().tolist(), random.getstate(), numpy
 
     before = states()
     job.run(optimizer, tuner, range(INTERVAL))
