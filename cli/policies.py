@@ -88,9 +88,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--families",
         metavar="NAME",
         nargs="+",
-        help='families of the tasks; "training" is all that policies train on, "comparison" those '
-        'that neither a training nor its evaluation touches, "confirmation" others that are kept '
-        "for a last look once a policy is chosen; by default those that evaluate and compare",
+        help='families of the tasks; "training" is all that policies train on, "evaluation" those '
+        'that choose checkpoints, "comparison" those that neither a training nor its evaluation '
+        'touches, "confirmation" others that are kept for a last look once a policy is chosen; by '
+        "default evaluation and comparison",
     )
     compare.add_argument(
         "--decades", type=float, default=1.0, help="spread of the starting rates, either way"
@@ -171,7 +172,12 @@ def _compare(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..policy.compare import AVERAGES, FEEDBACK, CompareConfig, compare, compare_left_out
-    from ..policy.families import COMPARE_FAMILIES, CONFIRM_FAMILIES, TRAIN_FAMILIES
+    from ..policy.families import (
+        COMPARE_FAMILIES,
+        CONFIRM_FAMILIES,
+        TRAIN_FAMILIES,
+        VALID_FAMILIES,
+    )
 
     if args.left_out and args.families:
         raise ConfigurationError(
@@ -184,6 +190,7 @@ def _compare(args: argparse.Namespace) -> int:
             raise ConfigurationError(f"--{flag} does not go with --left-out.")
     words = {
         "training": TRAIN_FAMILIES,
+        "evaluation": VALID_FAMILIES,
         "comparison": COMPARE_FAMILIES,
         "confirmation": CONFIRM_FAMILIES,
     }

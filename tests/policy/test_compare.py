@@ -13,7 +13,7 @@ from lhopt.cli.main import main
 from lhopt.core.errors import ConfigurationError
 from lhopt.policy.artifact import Policy, save
 from lhopt.policy.compare import HELD, CompareConfig, Comparison, compare, unseen
-from lhopt.policy.families import COMPARE_FAMILIES, CONFIRM_FAMILIES
+from lhopt.policy.families import COMPARE_FAMILIES, CONFIRM_FAMILIES, VALID_FAMILIES
 from lhopt.policy.lineage import families_met
 from lhopt.policy.train_config import TrainConfig
 
@@ -125,6 +125,13 @@ def test_the_command_prints_a_row_per_family_and_each_gap(
     assert mean.startswith("mean over families")
     assert gap.startswith(f"{HELD} over random: ")
     assert legend.startswith("Octaves of speed")
+    words[1] = "evaluation"  # of its five families, those that have a task so short
+    assert main(["policies", "compare", path, *words]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    found = {
+        line.split()[0] for line in rows[1 : next(i for i, r in enumerate(rows) if "mean" in r)]
+    }
+    assert "grammar-mlp" in found <= set(VALID_FAMILIES)
     words[1] = "ballots-mlp"  # of its tasks, the only one that is so short is blunt
     assert main(["policies", "compare", path, *words]) == 2
     assert "No task is left" in capsys.readouterr().err
