@@ -65,7 +65,7 @@ def test_the_draw_of_a_seed_never_changes() -> None:
 
 
 def test_different_families_draw_differently_from_one_seed() -> None:
-    assert len({_family(name).draw(3)["init_gain"] for name in SUPERVISED}) == len(SUPERVISED)
+    assert len({_family(name).draw(3)["noise_seed"] for name in SUPERVISED}) == len(SUPERVISED)
 
 
 def test_the_default_is_plain() -> None:
