@@ -95,10 +95,8 @@ def training_names() -> list[str]:
     specs = [spec for stage in search_specs(searched) for spec in stage]
     config = TrainConfig(families=TRAIN_FAMILIES, valid_families=VALID_FAMILIES)
     # a policy is chosen by comparisons too
-    compared = [
-        *(*COMPARE_FAMILIES, *CONFIRM_FAMILIES),
-        *(spec.task for spec in comparison_specs(config)),
-    ]
+    drawn = (spec.task for spec in comparison_specs(config))
+    compared = [*COMPARE_FAMILIES, *CONFIRM_FAMILIES, *drawn]
     return list(dict.fromkeys([*task_names(config), *(spec.task for spec in specs), *compared]))
 
 

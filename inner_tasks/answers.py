@@ -9,12 +9,11 @@ import numpy as np
 
 from .data import Dataset, generator
 from .drawing import DATA_SEEDS, in_order, n_drawn
-from .few_rows import first
+from .few_rows import FEW_ROWS, first
 from .nets import MLP, Net
 from .supervised import ALL_ACTIVATIONS, CLASS_LOSSES, NORMS, Config, Settings, SupervisedFamily
 
 _ROWS: Final = 8_192
-_FEW: Final = (300, 600, 1200, 2400)
 _SUITS, _RANKS, _CARDS = 4, 8, 5
 _WORTHS, _PARTIES, _OPINIONS = 6, 5, 3
 
@@ -78,7 +77,7 @@ class HandsMLP(SupervisedFamily):
 def _ballots(questions: int, candour: float, seed: int) -> Dataset:
     """Yes or no to many questions, by three hidden opinions; the class is the nearest party."""
     rng = generator("ballots", questions, seed)
-    n = n_drawn(max(_FEW))
+    n = n_drawn(max(FEW_ROWS))
     opinion = rng.normal(size=(n, _OPINIONS))
     lean = rng.normal(size=(_OPINIONS, questions))
     score = candour * (opinion @ lean + rng.normal(size=questions))
@@ -105,7 +104,7 @@ class BallotsMLP(SupervisedFamily):
     settings: ClassVar[Settings] = {
         "questions": (40, (24, 40, 80)),
         "candour": (1.0, (0.5, 1.0, 2.0)),
-        "rows": (1200, _FEW),
+        "rows": (1200, FEW_ROWS),
         "data_seed": (1, DATA_SEEDS),
         "width": (48, (24, 32, 48, 64, 96)),
         "depth": (2, (1, 2, 3)),

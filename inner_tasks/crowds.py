@@ -9,7 +9,7 @@ import numpy as np
 
 from .data import Dataset, generator
 from .drawing import DATA_SEEDS, in_order, n_drawn
-from .few_rows import first
+from .few_rows import FEW_ROWS, first
 from .mixing_nets import DeepSets, ResidualMLP
 from .nets import MLP, Net
 from .supervised import (
@@ -23,7 +23,6 @@ from .supervised import (
 )
 
 _ROWS: Final = 8_192
-_FEW: Final = (300, 600, 1200, 2400)
 _LATTICE, _WARMTHS, _SWEEPS = 8, 4, 40
 _BOARD, _OUTCOMES = 5, 4
 _BIRDS, _MANNERS = 12, 5
@@ -137,7 +136,7 @@ def _swarms(noise: float, seed: int) -> Dataset:
     Each for itself, all one way, around, apart, or together.
     """
     rng = generator("swarms", int(100 * noise), seed)
-    n = n_drawn(max(_FEW))
+    n = n_drawn(max(FEW_ROWS))
     manner = rng.integers(_MANNERS, size=n)
     place = rng.normal(size=(n, _BIRDS, 2))
     centre = place.mean(1, keepdims=True)
@@ -166,7 +165,7 @@ class SwarmsFew(SupervisedFamily):
     architecture = "deepsets"
     settings: ClassVar[Settings] = {
         "noise": (0.7, (0.4, 0.7, 1.0)),
-        "rows": (1200, _FEW),
+        "rows": (1200, FEW_ROWS),
         "data_seed": (1, DATA_SEEDS),
         "width": (24, (12, 16, 24, 32)),
         "depth": (1, (1, 1, 2)),

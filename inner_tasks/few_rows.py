@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -14,10 +14,11 @@ from .glyphs import GlyphsCNN
 from .nets import MLP, Net
 from .supervised import ALL_ACTIVATIONS, CLASS_LOSSES, NORMS, Config, Settings, SupervisedFamily
 
-_ROWS = (300, 600, 1200, 2400)
+#: Rows to train on that families with few of them draw from.
+FEW_ROWS: Final = (300, 600, 1200, 2400)
 _SHELLS = 5
 _MLP: Settings = {
-    "rows": (1200, _ROWS),
+    "rows": (1200, FEW_ROWS),
     "data_seed": (1, DATA_SEEDS),
     "width": (48, (24, 32, 48, 64, 96)),
     "depth": (2, (1, 2, 3)),
@@ -76,7 +77,7 @@ class GlyphsFew(GlyphsCNN):
     name = "glyphs-few"
     settings: ClassVar[Settings] = {
         "noise": (0.15, (0.1, 0.15, 0.3)),
-        "rows": (1200, _ROWS),
+        "rows": (1200, FEW_ROWS),
         **{key: value for key, value in GlyphsCNN.settings.items() if key != "noise"},
     }
 
@@ -90,7 +91,7 @@ class GlyphsFew(GlyphsCNN):
 def _shells(n_inputs: int, noise: float, seed: int) -> Dataset:
     """Points on five nested bent shells, hidden in more dimensions; the class is the shell."""
     rng = generator("shells", n_inputs, seed)
-    n, bent = n_drawn(max(_ROWS)), max(3, n_inputs // 4)
+    n, bent = n_drawn(max(FEW_ROWS)), max(3, n_inputs // 4)
     shell = rng.integers(_SHELLS, size=n)
     way = rng.normal(size=(n, bent))
     way /= np.linalg.norm(way, axis=1, keepdims=True)

@@ -10,7 +10,7 @@ import numpy as np
 from .conv1d_nets import StridedConv1d
 from .data import Dataset, generator
 from .drawing import DATA_SEEDS, in_order, n_drawn
-from .few_rows import first
+from .few_rows import FEW_ROWS, first
 from .nets import MLP, Net
 from .supervised import (
     ALL_ACTIVATIONS,
@@ -24,7 +24,6 @@ from .supervised import (
 )
 
 _ROWS: Final = 8_192
-_FEW: Final = (300, 600, 1200, 2400)
 _NIGHTS, _KINDS = 64, 6
 
 
@@ -93,7 +92,7 @@ def _stars(noise: float, seed: int) -> Dataset:
     single flare.
     """
     rng = generator("stars", int(100 * noise), seed)
-    n = n_drawn(max(_FEW))
+    n = n_drawn(max(FEW_ROWS))
     night = np.arange(_NIGHTS)[None, :]
     kind = rng.integers(_KINDS, size=n)
     period, phase = rng.uniform(6.0, 24.0, (n, 1)), rng.random((n, 1))
@@ -129,7 +128,7 @@ class StarsFew(SupervisedFamily):
     architecture = "conv1d"
     settings: ClassVar[Settings] = {
         "noise": (0.7, (0.4, 0.7, 1.0)),
-        "rows": (1200, _FEW),
+        "rows": (1200, FEW_ROWS),
         "data_seed": (1, DATA_SEEDS),
         "width": (8, (6, 8, 12, 16)),
         "depth": (2, (1, 2, 3)),

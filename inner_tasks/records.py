@@ -9,7 +9,7 @@ import numpy as np
 
 from .data import Dataset, generator
 from .drawing import DATA_SEEDS, in_order, n_drawn
-from .few_rows import first
+from .few_rows import FEW_ROWS, first
 from .nets import MLP, Net
 from .relations import PairMLP
 from .supervised import (
@@ -25,7 +25,6 @@ from .supervised import (
 from .unusual_nets import GatedMLP
 
 _ROWS: Final = 8_192
-_FEW: Final = (300, 600, 1200, 2400)
 _PUPILS, _EXERCISES, _TRAITS, _MARKS = 240, 60, 2, 3
 _CATEGORIES: Final = (40, 12, 8, 5)
 _AMOUNTS, _BESIDE = 5, 6
@@ -135,7 +134,7 @@ class ClaimsGated(SupervisedFamily):
 def _queues(busy: float, seed: int) -> Dataset:
     """Counters, their load, and columns that mean nothing; the target is the log of the wait."""
     rng = generator("queues", int(100 * busy), seed)
-    n = n_drawn(max(_FEW))
+    n = n_drawn(max(FEW_ROWS))
     counters = rng.integers(1, 6, n)
     service = np.exp(rng.normal(0.0, 0.5, n))
     load = rng.uniform(0.2, busy, n)
@@ -167,7 +166,7 @@ class QueuesFew(SupervisedFamily):
     architecture = "mlp"
     settings: ClassVar[Settings] = {
         "busy": (0.9, (0.8, 0.9, 0.97)),
-        "rows": (1200, _FEW),
+        "rows": (1200, FEW_ROWS),
         "data_seed": (1, DATA_SEEDS),
         "width": (48, (24, 32, 48, 64, 96)),
         "depth": (2, (1, 2, 3)),
