@@ -90,8 +90,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="+",
         help='families of the tasks; "training" is all that policies train on, "evaluation" those '
         'that choose checkpoints, "comparison" those that neither a training nor its evaluation '
-        'touches, "confirmation" others that are kept for a last look once a policy is chosen; by '
-        "default evaluation and comparison",
+        'touches, "confirmation" others that are kept for a last look once a policy is chosen, '
+        '"further" other nets on the data of "comparison"; by default evaluation and comparison',
     )
     compare.add_argument(
         "--decades", type=float, default=1.0, help="spread of the starting rates, either way"
@@ -172,12 +172,7 @@ def _compare(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..policy.compare import AVERAGES, FEEDBACK, CompareConfig, compare, compare_left_out
-    from ..policy.families import (
-        COMPARE_FAMILIES,
-        CONFIRM_FAMILIES,
-        TRAIN_FAMILIES,
-        VALID_FAMILIES,
-    )
+    from ..policy.families import named
 
     if args.left_out and args.families:
         raise ConfigurationError(
@@ -188,14 +183,7 @@ def _compare(args: argparse.Namespace) -> int:
     for flag in ("feedback", "averages"):
         if getattr(args, flag) and args.left_out:
             raise ConfigurationError(f"--{flag} does not go with --left-out.")
-    words = {
-        "training": TRAIN_FAMILIES,
-        "evaluation": VALID_FAMILIES,
-        "comparison": COMPARE_FAMILIES,
-        "confirmation": CONFIRM_FAMILIES,
-    }
-    asked = [words.get(name, (name,)) for name in args.families or ()]
-    families = tuple(dict.fromkeys(name for part in asked for name in part))
+    families = named(args.families or ())
     config = CompareConfig(
         families=families or CompareConfig.families,
         decades=args.decades,

@@ -19,7 +19,7 @@ _WORTHS, _PARTIES, _OPINIONS = 6, 5, 3
 
 
 @cache
-def _hands(seed: int) -> Dataset:
+def hands(seed: int) -> Dataset:
     """Five cards of 32, from many packs, one-hot by suit and rank; the class is their worth.
 
     Nothing, a pair, two pairs, three of a kind or better, all of one suit, a straight.
@@ -68,13 +68,13 @@ class HandsMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` on one-hot cards."""
-        data = _hands(config["data_seed"])
+        data = hands(config["data_seed"])
         widths = (_CARDS * (_SUITS + _RANKS), *(config["width"],) * config["depth"], _WORTHS)
         return MLP(widths, config["activation"], config["norm"], config["init_gain"]), data
 
 
 @cache
-def _ballots(questions: int, candour: float, seed: int) -> Dataset:
+def ballots(questions: int, candour: float, seed: int) -> Dataset:
     """Yes or no to many questions, by three hidden opinions; the class is the nearest party."""
     rng = generator("ballots", questions, seed)
     n = n_drawn(max(FEW_ROWS))
@@ -116,7 +116,7 @@ class BallotsMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` on few voters."""
-        data = _ballots(config["questions"], config["candour"], config["data_seed"])
+        data = ballots(config["questions"], config["candour"], config["data_seed"])
         widths = (config["questions"], *(config["width"],) * config["depth"], _PARTIES)
         net = MLP(widths, config["activation"], config["norm"], config["init_gain"])
         return net, first(data, config["rows"])

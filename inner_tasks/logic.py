@@ -28,7 +28,7 @@ _CELLS: Final = 24
 
 
 @cache
-def _formulas(literals: int, seed: int) -> Dataset:
+def formulas(literals: int, seed: int) -> Dataset:
     """Rows of 24 bits; the class is the formula, a set of ANDs, with the most true terms."""
     rng = generator("formulas", literals, seed)
     n = n_drawn(_ROWS)
@@ -72,13 +72,13 @@ class FormulaResMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """A `ResidualMLP` whose branches are as wide as the stream."""
-        data = _formulas(config["literals"], config["data_seed"])
+        data = formulas(config["literals"], config["data_seed"])
         width, shape = config["width"], (config["activation"], config["norm"], config["init_gain"])
         return ResidualMLP(_BITS, width, config["depth"], width, _FORMULAS, *shape), data
 
 
 @cache
-def _automaton(moves: int, noise: float, seed: int) -> Dataset:
+def automaton(moves: int, noise: float, seed: int) -> Dataset:
     """A ring of 24 cells and the ring some moves later, under a rule that was drawn."""
     rng = generator("automaton", moves, seed)
     n = n_drawn(_ROWS)
@@ -120,6 +120,6 @@ class AutomatonGated(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """A `GatedMLP` with an output for each cell."""
-        data = _automaton(config["moves"], config["noise"], config["data_seed"])
+        data = automaton(config["moves"], config["noise"], config["data_seed"])
         widths = (_CELLS, *(config["width"],) * config["depth"], _CELLS)
         return GatedMLP(widths, config["norm"], config["init_gain"]), data

@@ -54,7 +54,7 @@ def _swing(state: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @cache
-def _pendulums(ahead: int, noise: float, seed: int) -> Dataset:
+def pendulums(ahead: int, noise: float, seed: int) -> Dataset:
     """Angles (as sines and cosines) and velocities now; where both pendulums are a moment later."""
     rng = generator("pendulums", ahead, seed)
     n = n_drawn(_ROWS)
@@ -102,13 +102,13 @@ class PendulumMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` of six numbers to six."""
-        data = _pendulums(config["ahead"], config["noise"], config["data_seed"])
+        data = pendulums(config["ahead"], config["noise"], config["data_seed"])
         widths = (6, *(config["width"],) * config["depth"], 6)
         return MLP(widths, config["activation"], config["norm"], config["init_gain"]), data
 
 
 @cache
-def _prices(tail: float, seed: int) -> Dataset:
+def prices(tail: float, seed: int) -> Dataset:
     """Columns that depend on each other, some skewed or missing, and a price with outliers."""
     rng = generator("prices", int(10 * tail), seed)
     n, known = n_drawn(_ROWS), 12
@@ -152,13 +152,13 @@ class PricesMLP(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` with one output."""
-        data = _prices(config["tail"], config["data_seed"])
+        data = prices(config["tail"], config["data_seed"])
         widths = (_COLUMNS, *(config["width"],) * config["depth"], 1)
         return MLP(widths, config["activation"], config["norm"], config["init_gain"]), data
 
 
 @cache
-def _spectra(noise: float, seed: int) -> Dataset:
+def spectra(noise: float, seed: int) -> Dataset:
     """Mixtures of six compounds' spectra over 96 bands; the class has the largest share."""
     rng = generator("spectra", int(100 * noise), seed)
     n = n_drawn(max(_SPECTRA))
@@ -201,7 +201,7 @@ class SpectraFew(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` on few rows."""
-        data = _spectra(config["noise"], config["data_seed"])
+        data = spectra(config["noise"], config["data_seed"])
         widths = (_BANDS, *(config["width"],) * config["depth"], _COMPOUNDS)
         net = MLP(widths, config["activation"], config["norm"], config["init_gain"])
         return net, first(data, config["rows"])

@@ -28,6 +28,8 @@ from .supervised import (
 
 _FACTS, _MEETINGS = 12_288, 8_192
 _THINGS, _RELATIONS, _TIMES, _KINDS = 160, 8, 24, 12
+#: Of the facts' table: things, relations and times, numbered through.
+N_NAMES = _THINGS + _RELATIONS + _TIMES
 _PLAYERS, _SKILLS = 150, 3
 
 
@@ -40,7 +42,7 @@ def _distinct(log_chance: NDArray[np.float64], n: int, rng: np.random.Generator)
 
 
 @cache
-def _facts(noise: float, seed: int) -> Dataset:
+def facts(noise: float, seed: int) -> Dataset:
     """Subject, relation and time of facts; the class is the kind of the object."""
     rng = generator("facts", int(10 * noise), seed)
     sizes, hidden = (_THINGS, _RELATIONS, _TIMES), 5
@@ -68,7 +70,7 @@ class DistMult:
         """Draw "name.weight" for subjects, relations and times, "object.weight" and a zero bias."""
         std = self.gain * self.embed ** (-1.0 / 8.0)  # products of four add up to about 1
         return {
-            "name.weight": normal(generator, (_THINGS + _RELATIONS + _TIMES, self.embed), std),
+            "name.weight": normal(generator, (N_NAMES, self.embed), std),
             "object.weight": normal(generator, (_KINDS, self.embed), std),
             "object.bias": torch.zeros(_KINDS),
         }
@@ -102,7 +104,7 @@ class FactsDistMult(SupervisedFamily):
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """A `DistMult`."""
-        data = _facts(config["noise"], config["data_seed"])
+        data = facts(config["noise"], config["data_seed"])
         return DistMult(config["embed"], config["init_gain"]), data
 
 
@@ -124,7 +126,7 @@ def _meetings(luck: float, seed: int) -> Dataset:
 
 @dataclass(frozen=True)
 class PairMLP:
-    """The vectors of two names from one table, side by side, then an MLP."""
+    """The vectors of two names, or of more, from one table, side by side, then an MLP."""
 
     names: int
     embed: int
@@ -133,10 +135,11 @@ class PairMLP:
     activation: str = "relu"
     norm: str = "none"
     gain: float = 1.0
+    columns: int = 2
 
     @property
     def _mlp(self) -> MLP:
-        widths = (2 * self.embed, *self.hidden, self.n_outputs)
+        widths = (self.columns * self.embed, *self.hidden, self.n_outputs)
         return MLP(widths, self.activation, self.norm, self.gain)
 
     def init(self, generator: torch.Generator) -> Params:
@@ -145,7 +148,7 @@ class PairMLP:
         return {"name.weight": table, **self._mlp.init(generator)}
 
     def __call__(self, params: Weights, inputs: Tensor) -> Tensor:
-        """Names (N, 2) to (N, n_outputs)."""
+        """Names (N, columns) to (N, n_outputs)."""
         pair = embedding(params["name.weight"], inputs)
         return self._mlp(params, pair.reshape(len(pair), -1))
 

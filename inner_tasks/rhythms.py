@@ -29,7 +29,7 @@ _BEATS, _DRUMS, _RHYTHMS = 24, 3, 6
 
 
 @cache
-def _tides(weather: float, seed: int) -> Dataset:
+def tides(weather: float, seed: int) -> Dataset:
     """Heights of water over 48 hours at some place and the eight that follow: tides and weather."""
     rng = generator("tides", int(100 * weather), seed)
     n = n_drawn(_ROWS)
@@ -78,11 +78,11 @@ class TidesConv(SupervisedFamily):
         channels = tuple(config["width"] * 3**i // 2**i for i in range(config["depth"]))
         shape = (config["activation"], config["norm"], config["init_gain"])
         net = StridedConv1d(_SEEN, channels, _AHEAD, *shape)
-        return net, _tides(config["weather"], config["data_seed"])
+        return net, tides(config["weather"], config["data_seed"])
 
 
 @cache
-def _rhythms(slips: float, seed: int) -> Dataset:
+def rhythms(slips: float, seed: int) -> Dataset:
     """Beats of three drums over 24 steps, from some place on, with slips; the class is the rhythm.
 
     Inputs (N, steps, drums).
@@ -136,4 +136,4 @@ class RhythmsRNN(SupervisedFamily):
             norm=config["norm"],
             gain=config["init_gain"],
         )
-        return net, _rhythms(config["slips"], config["data_seed"])
+        return net, rhythms(config["slips"], config["data_seed"])

@@ -44,6 +44,29 @@ CONFIRM_FAMILIES: tuple[str, ...] = (
     "exams-pairs", "claims-gated", "queues-few", "spins-mlp", "boards-resmlp", "swarms-few",
 )  # fmt: skip
 
+#: Other nets on the data of `COMPARE_FAMILIES`, for trainings that go on with those as well: what
+#: they lacked is breadth (docs/training-log.md, entries 44 to 46). The warm start has no experts of
+#: them. A policy that was trained on either is to be judged by `CONFIRM_FAMILIES`.
+FURTHER_FAMILIES: tuple[str, ...] = (
+    "automaton-conv", "pendulum-sine", "pendulum-few", "prices-cross", "spectra-conv",
+    "spots-mixer", "gratings-cnn", "ground-mixer", "tides-rnn", "rhythms-linear", "facts-mlp",
+    "formula-maxout", "prices-experts", "hands-experts", "ballots-tied", "tides-polynomials",
+)  # fmt: skip
+#: What stands for all families of a group, where families are named.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "training": TRAIN_FAMILIES,
+    "evaluation": VALID_FAMILIES,
+    "comparison": COMPARE_FAMILIES,
+    "confirmation": CONFIRM_FAMILIES,
+    "further": FURTHER_FAMILIES,
+}
+
+
+def named(families: Sequence[str]) -> tuple[str, ...]:
+    """Families by name, each once and in order; a group's name stands for its families."""
+    parts = (GROUPS.get(name, (name,)) for name in families)
+    return tuple(dict.fromkeys(name for part in parts for name in part))
+
 
 def available(families: Sequence[str]) -> list[str]:
     """Those families whose data is there; the others are named in the log.

@@ -15,7 +15,7 @@ from ..core.errors import ConfigurationError
 from ..env.config import EnvConfig
 from ..env.privileged import VERSION as PRIVILEGED_VERSION
 from .artifact import Selection
-from .families import TRAIN_FAMILIES, VALID_FAMILIES
+from .families import TRAIN_FAMILIES, VALID_FAMILIES, named
 from .imitation import ImitationConfig
 from .ppo import PPOConfig
 
@@ -30,7 +30,8 @@ class TrainConfig(PPOConfig):
 
     Attributes:
         optimizer: What is steered, a name in `env.config.OPTIMIZERS`.
-        families: Training families; those whose data is missing are left out, and said so.
+        families: Training families, or groups of them (`policy.families.GROUPS`); those whose data
+            is missing are left out, and said so.
         leave_out: Those of them that are not trained on, to judge the recipe by; see `folds`.
         valid_families: Families of the periodic evaluation.
         valid_per_family: Tasks drawn from each of them; without `keep_blunt` those with a
@@ -86,6 +87,8 @@ class TrainConfig(PPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for part in ("families", "leave_out", "valid_families"):
+            object.__setattr__(self, part, named(getattr(self, part)))
         wrong = set(self.leave_out) - set(self.families) or not self.trained
         if self.leave_out and (wrong or set(self.leave_out) & set(self.valid_families)):
             raise ConfigurationError(

@@ -197,7 +197,7 @@ def test_a_drawn_language_has_frequent_and_rare_words_that_depend_on_those_befor
 
 @pytest.mark.parametrize(
     "family", ["clusters-few", "forest-few", "signal-few", "texture-few", "docs-few",
-               "coordinate-few", "chaos-few"],
+               "coordinate-few", "chaos-few", "pendulum-few", "ballots-tied"],
 )  # fmt: skip
 def test_few_rows_are_the_first_of_many(family: str) -> None:
     few, more = (_family(family).build({"rows": n}) for n in (300, 600))
