@@ -79,8 +79,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="policies side by side on tasks that none of them was trained on",
         description="Mean log2 speed against tuned AdamW within [-2, 1.5], by family, from "
         "starting rates spread around the default, and beside it that of holding the default "
-        "rate. The tasks are those of the evaluation families and of others that no training "
-        "touches, or of the families named, without those that a policy was trained on; no "
+        "rate. The tasks are those of the evaluation families and of others that no training by "
+        "default touches, or of the families named, without those that a policy was trained on; no "
         "held-out task is among them. Some minutes for a policy on two cores.",
     )
     compare.add_argument("policies", metavar="PATH_OR_NAME", nargs="+", help="what to compare")
@@ -90,8 +90,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="+",
         help='families of the tasks; "training" is all that policies train on, "evaluation" those '
         'that choose checkpoints, "comparison" those that neither a training nor its evaluation '
-        'touches, "confirmation" others that are kept for a last look once a policy is chosen, '
-        '"further" other nets on the data of "comparison"; by default evaluation and comparison',
+        'touches by default, "confirmation" others that are kept for a last look once a policy is '
+        'chosen, "further" other nets on the data of "comparison", whose frontiers are measured '
+        "first; by default evaluation and comparison",
     )
     compare.add_argument(
         "--decades", type=float, default=1.0, help="spread of the starting rates, either way"

@@ -12,7 +12,7 @@ from .composed_nets import Experts, MaxoutMLP, PolynomialNet, TiedMLP
 from .data import Dataset
 from .drawing import DATA_SEEDS
 from .few_rows import FEW_ROWS, first
-from .logic import formulas
+from .logic import FormulaResMLP, formulas
 from .measurements import PricesMLP, prices
 from .nets import Net
 from .rhythms import TidesConv, tides
@@ -40,7 +40,7 @@ class FormulaMaxout(SupervisedFamily):
     dataset = "formulas"
     architecture = "maxout-mlp"
     settings: ClassVar[Settings] = {
-        "literals": (3, (2, 3, 4)),
+        "literals": FormulaResMLP.settings["literals"],
         "data_seed": (1, DATA_SEEDS),
         "width": (32, (16, 24, 32, 48)),
         "depth": (1, (1, 1, 2)),
@@ -63,7 +63,8 @@ class PricesExperts(SupervisedFamily):
     Model: 3 to 8 experts of 8 to 24 hidden units, weighted by a softmax.
     Drawn: degrees of freedom, data seed, experts, width, activation, loss, batch size, gain,
     scales, target noise.
-    Source: as prices-mlp; net of Jacobs et al., 1991, "Adaptive Mixtures of Local Experts".
+    Source: as prices-mlp; net after Jacobs et al., 1991, "Adaptive Mixtures of Local
+    Experts", blended.
     """
 
     name = "prices-experts"
@@ -92,7 +93,8 @@ class HandsExperts(SupervisedFamily):
     Data: as hands-mlp.
     Model: 3 to 8 experts of 12 to 32 hidden units, weighted by a softmax.
     Drawn: data seed, experts, width, activation, loss, batch size, gain, scales, label noise.
-    Source: as hands-mlp; net of Jacobs et al., 1991, "Adaptive Mixtures of Local Experts".
+    Source: as hands-mlp; net after Jacobs et al., 1991, "Adaptive Mixtures of Local
+    Experts", blended.
     """
 
     name = "hands-experts"
@@ -115,7 +117,7 @@ class HandsExperts(SupervisedFamily):
 
 
 class BallotsTied(SupervisedFamily):
-    """Guess a voter's party, having seen few voters, with one layer that is gone through again.
+    """Guess a voter's party, having seen few voters, with a branch that is gone through again.
 
     Data: as ballots-mlp.
     Model: a residual branch of width 24 to 64, 2 to 5 times with the same weights.

@@ -37,7 +37,7 @@ class MaxoutMLP:
         """(N, widths[0]) to (N, widths[-1])."""
         x = inputs
         for i in range(len(self.widths) - 2):
-            x = linear(x, params, f"layer{i}").unflatten(-1, (self.pieces, -1)).amax(-2)
+            x = linear(x, params, f"layer{i}").reshape(len(x), self.pieces, -1).amax(-2)
         return linear(x, params, f"layer{len(self.widths) - 2}")
 
 
@@ -45,7 +45,8 @@ class MaxoutMLP:
 class Experts:
     """Hidden layers side by side, weighted by a softmax of the inputs, and what each makes of it.
 
-    Source: Jacobs et al., 1991, "Adaptive Mixtures of Local Experts".
+    Source: gate and experts of Jacobs et al., 1991, "Adaptive Mixtures of Local Experts", their
+    answers blended, with one bias for all, where Jacobs et al. let them compete.
     """
 
     n_inputs: int
@@ -61,7 +62,7 @@ class Experts:
         n = self.experts * self.hidden
         add_linear(params, "gate", (self.experts, self.n_inputs), generator, self.gain)
         add_linear(params, "up", (n, self.n_inputs), generator, self.gain, self.activation)
-        # each counts for its share of one, and their number makes that good
+        # each read-out by itself is that of `hidden` units, not of all experts'
         gain = self.gain * math.sqrt(self.experts)
         add_linear(params, "down", (self.n_outputs, n), generator, gain)
         return params
@@ -70,7 +71,7 @@ class Experts:
         """(N, n_inputs) to (N, n_outputs)."""
         share = torch.softmax(linear(inputs, params, "gate"), -1)
         units = ACTIVATIONS[self.activation](linear(inputs, params, "up"))
-        weighted = units.unflatten(-1, (self.experts, self.hidden)) * share.unsqueeze(-1)
+        weighted = units.reshape(len(units), self.experts, -1) * share.unsqueeze(-1)
         return linear(weighted.flatten(-2), params, "down")
 
 
@@ -115,8 +116,9 @@ class TiedMLP:
 class PolynomialNet:
     """Layers of sums of one-dimensional functions: Chebyshev polynomials of what tanh bounds.
 
-    Source: Liu et al., 2024, arXiv:2404.19756 (Kolmogorov-Arnold networks), with polynomials in
-    place of splines.
+    Source: Liu et al., 2024, arXiv:2404.19756 (Kolmogorov-Arnold networks), with Chebyshev's
+    polynomials of tanh in place of splines, as SS et al., 2024, arXiv:2405.07200; the bias is
+    T_0, and there is no function beside them.
     """
 
     widths: tuple[int, ...]  # inputs, hidden widths, outputs

@@ -23,7 +23,7 @@ from .supervised import (
 
 SIDE: Final = 12
 _ROWS: Final = 6_144
-MOST_SPOTS: Final = 6
+_MOST_SPOTS: Final = 6
 
 
 @cache
@@ -31,16 +31,16 @@ def spots(noise: float, seed: int) -> Dataset:
     """None to six round spots of several sizes and brightnesses; the class is their number."""
     rng = generator("spots", int(100 * noise), seed)
     n = n_drawn(_ROWS)
-    count = rng.integers(MOST_SPOTS + 1, size=n)
+    count = rng.integers(_MOST_SPOTS + 1, size=n)
     y, x = np.mgrid[:SIDE, :SIDE]
     images = noise * rng.normal(size=(n, SIDE, SIDE))
-    for spot in range(MOST_SPOTS):
+    for spot in range(_MOST_SPOTS):
         centre = rng.uniform(1.0, SIDE - 2.0, (2, n, 1, 1))
         radius, light = rng.uniform(0.7, 1.3, (n, 1, 1)), rng.uniform(0.6, 1.4, (n, 1, 1))
         distance = (y - centre[0]) ** 2 + (x - centre[1]) ** 2
         there = (count > spot)[:, None, None]
         images = images + there * light * np.exp(-0.5 * distance / radius**2)
-    return in_order(images.reshape(n, -1), count, MOST_SPOTS + 1, per_column=False)
+    return in_order(images.reshape(n, -1), count, _MOST_SPOTS + 1, per_column=False)
 
 
 class SpotsCNN(SupervisedFamily):
@@ -72,7 +72,7 @@ class SpotsCNN(SupervisedFamily):
         """A `StridedCNN` whose channels double from layer to layer."""
         channels = tuple(config["channels"] * 2**i for i in range(config["depth"]))
         shape = (config["activation"], config["norm"], config["init_gain"])
-        net = StridedCNN(1, SIDE, channels, MOST_SPOTS + 1, *shape)
+        net = StridedCNN(1, SIDE, channels, _MOST_SPOTS + 1, *shape)
         return net, spots(config["noise"], config["data_seed"])
 
 

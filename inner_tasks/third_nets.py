@@ -11,13 +11,13 @@ from .conv1d_nets import StridedConv1d
 from .data import Dataset
 from .drawing import DATA_SEEDS
 from .few_rows import FEW_ROWS, first
-from .logic import automaton
-from .measurements import PendulumMLP, SpectraFew, pendulums, prices, spectra
+from .logic import AutomatonGated, automaton
+from .measurements import PendulumMLP, PricesMLP, SpectraFew, pendulums, prices, spectra
 from .mixing_nets import Mixer
 from .nets import Net, StridedCNN
 from .recall import LinearRecurrence
 from .relations import N_NAMES, FactsDistMult, PairMLP, facts
-from .rhythms import RhythmsRNN, rhythms, tides
+from .rhythms import RhythmsRNN, TidesConv, rhythms, tides
 from .scenes import SIDE, GratingsMixer, GroundCNN, SpotsCNN, gratings, ground, spots
 from .sequence_nets import Recurrent
 from .supervised import (
@@ -47,8 +47,8 @@ class AutomatonConv(SupervisedFamily):
     dataset = "automaton"
     architecture = "conv1d"
     settings: ClassVar[Settings] = {
-        "moves": (1, (1, 1, 2)),
-        "noise": (0.2, (0.1, 0.2, 0.4)),
+        "moves": AutomatonGated.settings["moves"],
+        "noise": AutomatonGated.settings["noise"],
         "data_seed": (1, DATA_SEEDS),
         "width": (16, (8, 12, 16, 24)),
         "depth": (2, (1, 2, 3)),
@@ -80,8 +80,8 @@ class PendulumSine(SupervisedFamily):
     dataset = "pendulums"
     architecture = "sine-mlp"
     settings: ClassVar[Settings] = {
-        "ahead": (30, (20, 30, 50)),
-        "noise": (0.02, (0.0, 0.02, 0.1)),
+        "ahead": PendulumMLP.settings["ahead"],
+        "noise": PendulumMLP.settings["noise"],
         "data_seed": (1, DATA_SEEDS),
         "width": (48, (24, 32, 48, 64)),
         "depth": (2, (1, 2, 2, 3)),
@@ -108,7 +108,11 @@ class PendulumFew(PendulumMLP):
     """
 
     name = "pendulum-few"
-    settings: ClassVar[Settings] = {**PendulumMLP.settings, "rows": (1200, FEW_ROWS)}
+    settings: ClassVar[Settings] = {
+        **PendulumMLP.settings,
+        "rows": (1200, FEW_ROWS),
+        "batch_size": (32, (16, 32, 64)),
+    }
 
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` on few states."""
@@ -129,7 +133,7 @@ class PricesCross(SupervisedFamily):
     dataset = "prices"
     architecture = "cross-net"
     settings: ClassVar[Settings] = {
-        "tail": (3.0, (2.0, 3.0, 10.0)),
+        "tail": PricesMLP.settings["tail"],
         "data_seed": (1, DATA_SEEDS),
         "depth": (2, (1, 2, 3)),
         "loss": ("huber", ("huber", "huber", "squared-error")),
@@ -287,7 +291,7 @@ class TidesRNN(SupervisedFamily):
     dataset = "tides"
     architecture = "rnn"
     settings: ClassVar[Settings] = {
-        "weather": (0.1, (0.03, 0.1, 0.3)),
+        "weather": TidesConv.settings["weather"],
         "data_seed": (1, DATA_SEEDS),
         "width": (32, (16, 24, 32, 48)),
         "norm": ("none", NORMS),
@@ -348,7 +352,7 @@ class FactsMLP(SupervisedFamily):
     Model: vectors of 6 to 16 side by side, 1 or 2 hidden layers of 24 to 64.
     Drawn: noise, data seed, embedding, width, depth, activation, norm, loss, batch size, gain,
     scales, label noise.
-    Source: as facts-distmult; net after Dong et al., 2014, "Knowledge Vault", section 3.3.
+    Source: as facts-distmult; net after Dong et al., 2014, "Knowledge Vault".
     """
 
     name = "facts-mlp"

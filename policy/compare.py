@@ -1,12 +1,14 @@
 """Policies side by side on tasks that none of them was trained on, without touching the bench's.
 
 What chooses among policies is the evaluation families (`VALID_FAMILIES`), which choose among a
-training's checkpoints too, and `COMPARE_FAMILIES`, which no training touches; how far the verdict
-can be trusted, the interval says. Held-out tasks are for the bench, once a policy is chosen.
+training's checkpoints too, and `COMPARE_FAMILIES`, which no training by default touches; how far
+the verdict can be trusted, the interval says. Held-out tasks are for the bench, once a policy is
+chosen.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +26,16 @@ from ..env.episode import Episode
 from ..env.frontier import POOL_FRONTIER, Frontier
 from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import Workers
-from ..inner_tasks.registry import family_of, get_task
+from ..inner_tasks.registry import FAMILIES, family_of, get_task
 from .artifact import Policy
 from .evaluate import Controller, closed_loop, hold, spread
 from .families import COMPARE_FAMILIES, VALID_FAMILIES, available
-from .lineage import families_met, lineage
+from .folds import source
+from .lineage import families_met, families_trained_on, lineage
 from .pools import imitation_specs, pool_specs
 from .train_config import TrainConfig
+
+logger = logging.getLogger("lhopt")
 
 #: Its row in a comparison: the default rate under the default schedule, held.
 HELD = "hold"
@@ -164,6 +169,13 @@ def unseen(
     return specs
 
 
+def data_met(policy: Policy, families: Sequence[str]) -> list[str]:
+    """Those of the families whose data a policy was trained on, if by another family's name."""
+    trained = families_trained_on(policy.training) & set(FAMILIES)
+    met = {source(family) for family in trained}
+    return [family for family in families if family in FAMILIES and source(family) in met]
+
+
 def compare(
     policies: Mapping[str, Policy],
     config: CompareConfig,
@@ -191,7 +203,14 @@ def compare(
             "optimizer."
         )
     train = TrainConfig(optimizer=optimizers[0])
-    specs = unseen(train, judged or list(policies.values()), config.families)
+    judged = judged or list(policies.values())
+    for policy in judged:
+        if shared := data_met(policy, config.families):
+            logger.warning(
+                "%s (%s) was trained on the data of %s: what it does there says little of others",
+                policy.name, policy.digest[:12], ", ".join(shared),
+            )  # fmt: skip
+    specs = unseen(train, judged, config.families)
     short = [spec for spec in specs if spec.steps <= config.longest]
     pool = build_pool(
         short,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ..core.errors import UnknownNameError
+from ..core.errors import ConfigurationError, UnknownNameError
 from ..inner_tasks.registry import FAMILIES
 from ..inner_tasks.registry import families as all_families
 
@@ -30,7 +30,7 @@ VALID_FAMILIES: tuple[str, ...] = (
     "sets-net", "grammar-mlp", "names-conv", "tensor-factors", "shells-mlp",
 )  # fmt: skip
 #: Families that `lhopt policies compare` adds to those, to choose among policies: on data of their
-#: own, nothing is trained on them and no checkpoint is chosen by them.
+#: own, no training touches them unless it is told to, and no checkpoint is chosen by them.
 COMPARE_FAMILIES: tuple[str, ...] = (
     "formula-resmlp", "automaton-gated", "pendulum-mlp", "prices-mlp", "spectra-few", "spots-cnn",
     "gratings-mixer", "facts-distmult", "meetings-mlp", "recall-linear",
@@ -44,9 +44,9 @@ CONFIRM_FAMILIES: tuple[str, ...] = (
     "exams-pairs", "claims-gated", "queues-few", "spins-mlp", "boards-resmlp", "swarms-few",
 )  # fmt: skip
 
-#: Other nets on the data of `COMPARE_FAMILIES`, for trainings that go on with those as well: what
-#: they lacked is breadth (docs/training-log.md, entries 44 to 46). The warm start has no experts of
-#: them. A policy that was trained on either is to be judged by `CONFIRM_FAMILIES`.
+#: Other nets on the data of `COMPARE_FAMILIES`, for trainings that go on with those as well
+#: (docs/training-log.md, entries 45 and 46). The package ships no experts of either for a warm
+#: start. A policy that was trained on them is to be judged by `CONFIRM_FAMILIES`.
 FURTHER_FAMILIES: tuple[str, ...] = (
     "automaton-conv", "pendulum-sine", "pendulum-few", "prices-cross", "spectra-conv",
     "spots-mixer", "gratings-cnn", "ground-mixer", "tides-rnn", "rhythms-linear", "facts-mlp",
@@ -63,7 +63,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def named(families: Sequence[str]) -> tuple[str, ...]:
-    """Families by name, each once and in order; a group's name stands for its families."""
+    """Families by name, each once and in order; a group's name stands for its families.
+
+    Raises:
+        ConfigurationError: One text in place of several, or something that is no text.
+    """
+    if isinstance(families, str) or not all(isinstance(name, str) for name in families):
+        raise ConfigurationError(
+            f"families are {families!r}; several names are wanted, of families or of the groups "
+            f"{', '.join(GROUPS)}."
+        )
     parts = (GROUPS.get(name, (name,)) for name in families)
     return tuple(dict.fromkeys(name for part in parts for name in part))
 
@@ -78,7 +87,7 @@ def available(families: Sequence[str]) -> list[str]:
     """
     for family in families:
         if family not in FAMILIES:
-            raise UnknownNameError("task family", family, FAMILIES)
+            raise UnknownNameError("task family", family, (*FAMILIES, *GROUPS))
     there = {family.name for family in all_families(available_only=True)}
     for family in families:
         if family not in there:

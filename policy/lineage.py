@@ -21,6 +21,15 @@ def lineage(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         stage = stage.get("from", {}).get("training")
 
 
+def families_trained_on(training: Mapping[str, Any]) -> set[str]:
+    """Families that a policy was trained on, and those it began from, by manifest."""
+    met: set[str] = set()
+    for stage in lineage(training):
+        config = stage.get("config", {})
+        met |= set(config.get("families", ())) - set(config.get("leave_out", ()))
+    return met
+
+
 def families_met(training: Mapping[str, Any]) -> set[str]:
     """Families that a policy was trained on or chosen by, and those it began from, by manifest."""
     met: set[str] = set()

@@ -89,6 +89,11 @@ class TrainConfig(PPOConfig):
         super().__post_init__()
         for part in ("families", "leave_out", "valid_families"):
             object.__setattr__(self, part, named(getattr(self, part)))
+        if both := set(self.families) & set(self.valid_families):
+            raise ConfigurationError(
+                f"{', '.join(sorted(both))} in families and in valid_families: a checkpoint that "
+                "is chosen by what it was trained on is chosen for having learned it by heart."
+            )
         wrong = set(self.leave_out) - set(self.families) or not self.trained
         if self.leave_out and (wrong or set(self.leave_out) & set(self.valid_families)):
             raise ConfigurationError(

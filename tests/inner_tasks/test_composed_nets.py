@@ -15,7 +15,8 @@ from lhopt.inner_tasks.composed_nets import (
     chebyshev,
 )
 from lhopt.inner_tasks.nets import Net
-from lhopt.inner_tasks.registry import get_family
+from lhopt.inner_tasks.registry import get_family, get_task
+from lhopt.inner_tasks.relations import PairMLP
 from lhopt.policy.families import COMPARE_FAMILIES, FURTHER_FAMILIES
 
 
@@ -84,25 +85,50 @@ def test_a_polynomial_layer_adds_up_functions_of_single_inputs() -> None:
 
 
 @pytest.mark.parametrize(
-    "net",
+    ("net", "size"),
     [
-        MaxoutMLP((16, 24, 24, 8)),
-        Experts(16, 4, 24, 8),
-        TiedMLP(16, 24, 5, 8, norm="layer"),
-        PolynomialNet((16, 24, 8)),
+        (MaxoutMLP((16, 256, 8)), 1.0),
+        (MaxoutMLP((16, 256, 8), pieces=3), 1.13),  # the mean square of the largest of three
+        (Experts(16, 3, 64, 8), 0.75),  # their shares' root mean square
+        (Experts(16, 8, 64, 8), 0.49),
+        (TiedMLP(16, 256, 1, 8, norm="layer"), 1.41),
+        (TiedMLP(16, 256, 5, 8, norm="layer"), 1.41),  # however often
+        (PolynomialNet((16, 8), degree=2), 1.0),
+        (PolynomialNet((16, 8), degree=4), 1.0),
     ],
     ids=repr,
 )
-def test_outputs_start_at_about_unit_size(net: Net) -> None:
+def test_outputs_start_at_about_unit_size(net: Net, size: float) -> None:
     """As those of the plain nets do: a gain of 1 is then the same everywhere."""
-    out = net(net.init(_generator()), _inputs(4096, 16))
-    assert 0.4 < float(out.std()) < 2.5
+    sizes = [
+        float(net(net.init(_generator(i)), _inputs(2048, 16)).square().mean()) for i in range(16)
+    ]
+    assert np.sqrt(np.mean(sizes)) == pytest.approx(size, rel=0.15)
+
+
+def test_three_names_vectors_lie_side_by_side() -> None:
+    net = PairMLP(9, 4, (), 2, columns=3)
+    params = net.init(_generator())
+    names = torch.tensor([[0, 5, 8], [5, 0, 8]])
+    vectors = params["name.weight"][names].reshape(2, 12)
+    expected = vectors @ params["layer0.weight"].T + params["layer0.bias"]
+    torch.testing.assert_close(net(params, names), expected)
+
+
+@pytest.mark.parametrize("family", FURTHER_FAMILIES)
+def test_further_families_have_the_data_of_those_that_compare(family: str) -> None:
+    """Where both draw the same setting: the same test split."""
+    dataset = get_family(family).dataset
+    (first,) = [f for f in COMPARE_FAMILIES if get_family(f).dataset == dataset]
+    mine, theirs = (get_task(f"{name}:data_seed=2").arrays("test") for name in (family, first))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_further_families_are_other_nets_on_the_data_that_compares() -> None:
     first = {(get_family(f).dataset, get_family(f).architecture) for f in COMPARE_FAMILIES}
     further = [(get_family(f).dataset, get_family(f).architecture) for f in FURTHER_FAMILIES]
     assert {data for data, _ in further} <= {data for data, _ in first}
+    assert len(set(further)) == len(further)
     # but for the one that sees fewer rows
     again = [f for f, kind in zip(FURTHER_FAMILIES, further, strict=True) if kind in first]
     assert again == ["pendulum-few"]

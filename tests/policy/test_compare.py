@@ -12,7 +12,7 @@ import pytest
 from lhopt.cli.main import main
 from lhopt.core.errors import ConfigurationError
 from lhopt.policy.artifact import Policy, save
-from lhopt.policy.compare import HELD, CompareConfig, Comparison, compare, unseen
+from lhopt.policy.compare import HELD, CompareConfig, Comparison, compare, data_met, unseen
 from lhopt.policy.families import COMPARE_FAMILIES, CONFIRM_FAMILIES, VALID_FAMILIES
 from lhopt.policy.lineage import families_met
 from lhopt.policy.train_config import TrainConfig
@@ -91,6 +91,13 @@ def test_families_that_no_training_touches_are_compared_by_whole(policy: Policy)
     specs = unseen(config, [trained], COMPARE_FAMILIES)
     assert Counter(spec.family for spec in specs) == dict.fromkeys(COMPARE_FAMILIES, 8)
     assert set(COMPARE_FAMILIES) < set(CompareConfig.families)
+
+
+def test_whose_data_was_trained_on_by_another_name_is_said(policy: Policy) -> None:
+    broad = replace(policy, training={"config": {"families": ["tides-rnn", "gone"]}})
+    assert data_met(broad, ["tides-conv", "spots-cnn"]) == ["tides-conv"]
+    later = replace(policy, training={"from": {"training": broad.training}})
+    assert data_met(later, COMPARE_FAMILIES) == ["tides-conv"]
 
 
 def test_families_that_confirm_are_asked_only_by_name(policy: Policy) -> None:
