@@ -62,15 +62,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def named(families: Sequence[str]) -> tuple[str, ...]:
+def named(families: Sequence[str], what: str = "families") -> tuple[str, ...]:
     """Families by name, each once and in order; a group's name stands for its families.
+
+    Args:
+        families: Their names, or groups'.
+        what: What they are, for the error.
 
     Raises:
         ConfigurationError: One text in place of several, or something that is no text.
     """
     if isinstance(families, str) or not all(isinstance(name, str) for name in families):
         raise ConfigurationError(
-            f"families are {families!r}; several names are wanted, of families or of the groups "
+            f"{what} is {families!r}; several names are wanted, of families or of the groups "
             f"{', '.join(GROUPS)}."
         )
     parts = (GROUPS.get(name, (name,)) for name in families)

@@ -88,18 +88,18 @@ class TrainConfig(PPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for part in ("families", "leave_out", "valid_families"):
-            object.__setattr__(self, part, named(getattr(self, part)))
-        if both := set(self.families) & set(self.valid_families):
-            raise ConfigurationError(
-                f"{', '.join(sorted(both))} in families and in valid_families: a checkpoint that "
-                "is chosen by what it was trained on is chosen for having learned it by heart."
-            )
+            object.__setattr__(self, part, named(getattr(self, part), part))
         wrong = set(self.leave_out) - set(self.families) or not self.trained
         if self.leave_out and (wrong or set(self.leave_out) & set(self.valid_families)):
             raise ConfigurationError(
                 f"leave_out is {', '.join(map(str, self.leave_out))}; some of the training "
                 "families are wanted, not all, and none that evaluates: "
                 f"{', '.join(self.families)}."
+            )
+        if both := set(self.trained) & set(self.valid_families):
+            raise ConfigurationError(
+                f"{', '.join(sorted(both))} in families and in valid_families: a checkpoint that "
+                "is chosen by what it was trained on is chosen for having learned it by heart."
             )
         self._check_bounds()
         if not 0.0 <= self.reward_floor < np.inf or (self.reward_floor and not self.baseline):
