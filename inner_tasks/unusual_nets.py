@@ -46,7 +46,7 @@ class GatedMLP:
 
 @dataclass(frozen=True)
 class SineMLP:
-    """Hidden layers whose activation is a sine, the first of a higher frequency.
+    """Hidden layers whose activation is a sine, the first of a frequency of its own.
 
     Source: Sitzmann et al., 2020, arXiv:2006.09661.
     """
