@@ -170,7 +170,7 @@ def unseen(
 
 
 def data_met(policy: Policy, families: Sequence[str]) -> list[str]:
-    """Those of the families whose data a policy was trained on, if by another family's name."""
+    """Those of the families whose data a policy was trained on, by whatever family's name."""
     trained = families_trained_on(policy.training) & set(FAMILIES)
     met = {source(family) for family in trained}
     return [family for family in families if family in FAMILIES and source(family) in met]

@@ -31,7 +31,7 @@ def pool_specs(
 
 
 def comparison_specs(config: TrainConfig) -> list[TaskSpec]:
-    """Tasks of the families that no training touches, as `lhopt policies compare` draws them."""
+    """Tasks that no training by default touches, as `lhopt policies compare` draws them."""
     return pool_specs(config, available((*COMPARE_FAMILIES, *CONFIRM_FAMILIES)), ())[0]
 
 
