@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ArtifactError, ConfigurationError, UnknownNameError
+from . import headroom
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..policy.artifact import Policy
@@ -139,6 +141,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "loss within the noise of its own runs is at most 0.4 octaves there",
     )
     compare.add_argument("--processes", type=int, default=2, help="tasks run at once")
+    headroom.add_parser(words)
     parser.set_defaults(func=run)
 
 
@@ -153,6 +156,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if args.what == "compare":
             return _compare(args)
+        if args.what == "headroom":
+            return headroom.show(_find(args.policy), args)
         if args.what == "combine":
             return _combine(args)
         if args.what == "feedback":
@@ -216,7 +221,7 @@ def _compare(args: argparse.Namespace) -> int:
         for family, row in found.by_family().items()
     ]
     mean = ("mean over families", str(sum(counts.values())), *(f"{v:.3f}" for v in found.mean))
-    _print_table([("family", "tasks", *names), *rows, mean], right=range(1, len(names) + 2))
+    print_table([("family", "tasks", *names), *rows, mean], right=range(1, len(names) + 2))
     # what is judged is the first, with --left-out, and else each of the others
     pairs = [(0, i) if args.left_out else (i, 0) for i in range(1, len(names))]
     # and what is averaged beside the first that is
@@ -316,7 +321,7 @@ def _list() -> int:
                 str(policy.training.get("updates", "-")),
             )
         )
-    _print_table([_HEADER, *rows])
+    print_table([_HEADER, *rows], right=_RIGHT)
     for line in broken:
         print(line, file=sys.stderr)
     return 1 if broken else 0
@@ -392,13 +397,3 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_short, value)) or "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _print_table(table: list[tuple[str, ...]], right: Collection[int] = _RIGHT) -> None:
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    for row in table:
-        cells = [
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..core.errors import MissingExtraError
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..inner_tasks import InnerTask, TaskFamily
@@ -109,14 +110,7 @@ def _row(family: TaskFamily, steps: int | None, *, timing: bool) -> tuple[str, .
 def _print_table(rows: list[tuple[str, ...]]) -> None:
     from ..inner_tasks.data import DATA_VARIABLE, data_root
 
-    table = [_HEADER, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(_HEADER))]
-    for row in table:
-        cells = [
-            cell.rjust(width) if i in _RIGHT else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+    print_table([_HEADER, *rows], right=_RIGHT)
     if any(row[-1].startswith("missing") for row in rows):
         root = data_root()
         where = f"which is {root}" if root else "which is not set"

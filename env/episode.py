@@ -7,7 +7,8 @@ bounds from `core/` and `policy/runtime` as everywhere else.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ import numpy as np
 from ..core import features
 from ..core.actions import COLUMN, N_CONTROLS, Decision
 from ..core.controls import CONTROL_NAMES, CONTROLS
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, UnknownNameError
 from ..core.features import FeatureState, Situation
 from ..core.sampling import measured_steps
 from ..core.statistics import Accumulator, Statistics, horizons, measure
 from ..core.types import BoolArray, FloatArray
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
+from ..optimizers.update import StepRule
 from ..policy.runtime import bounded, opening
 from .config import EnvConfig
 from .frontier import Frontier
@@ -48,6 +50,34 @@ class Draw:
     tells_epochs: bool = False
     tells_labels: bool = False
     tells_slope: bool = False
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What runs are changed in beside their controller's decisions, unseen by it.
+
+    Their features tell the values that the controller decided on; what the change does to losses,
+    gradients and weights they tell like anything else that happens in a run.
+
+    Attributes:
+        shifts: Delta of a control, by name: log of a factor, or a logit shift, on top of whatever
+            value was decided on, within the control's bounds.
+        after: Share of the run's steps before it, 0 to 1; it begins with an interval.
+        rule: Fields of the optimizer's `StepRule` that are others, for the whole run.
+    """
+
+    shifts: Mapping[str, float] = field(default_factory=dict)
+    after: float = 0.0
+    rule: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.after < 1.0:
+            raise ConfigurationError(
+                f"A perturbation after {self.after} of a run; a share from 0 to below 1 is wanted."
+            )
+        known = {field.name for field in fields(StepRule)}
+        if unknown := set(self.rule) - known:
+            raise UnknownNameError("field of the update rule", min(unknown), sorted(known))
 
 
 def draw(config: EnvConfig, rng: np.random.Generator, n_runs: int) -> Draw:
@@ -93,6 +123,10 @@ class Episode:
         drawn: Seeds and hidden starts.
         frontier: The task's yardstick; without one there is no reward (nan).
         device: Where the runs live.
+        perturbation: What is changed beside the decisions; None is nothing.
+
+    Raises:
+        ConfigurationError: A perturbation of what the optimizer does not have.
 
     Attributes:
         observation: `(K, len(FEATURES))` after the latest interval.
@@ -112,9 +146,10 @@ class Episode:
         frontier: Frontier | None = None,
         *,
         device: str = "cpu",
+        perturbation: Perturbation | None = None,
     ) -> None:
         self.task, self.steps, self.config, self.drawn = task, steps, config, drawn
-        self.frontier = frontier
+        self.frontier, self.done = frontier, 0
         self.n_runs = len(drawn.seeds)
         self.interval = -(-steps // drawn.n_intervals)
         self.share = np.full(self.n_runs, self.interval / steps)
@@ -122,10 +157,16 @@ class Episode:
         for control in config.controls:
             self._steered[COLUMN[control.name]] = True
         self.start, self.values = drawn.start, drawn.start.copy()
+        self.perturbation = perturbation or Perturbation()
+        for name in self.perturbation.shifts:
+            if name not in COLUMN or np.isnan(self.start[:, COLUMN[name]]).any():
+                raise ConfigurationError(
+                    f"A perturbation of {name!r}; {config.optimizer} has "
+                    f"{', '.join(config.steered.start)}."
+                )
         self.runs = self._new_runs(device)
         self._params_per_label = task.n_params() / task.n_labels() if drawn.tells_labels else None
         self._state = FeatureState.initial(self.n_runs)
-        self.done = 0
         self.reward: FloatArray = np.full(self.n_runs, np.nan)
         self.final_loss: FloatArray = np.full(self.n_runs, np.nan)
         self.unchosen: FloatArray = np.full(self.n_runs, np.nan)
@@ -228,13 +269,16 @@ class Episode:
             self.task,
             self.drawn.seeds,
             self._settings(),
-            rule=self.config.steered.rule,
+            rule=replace(self.config.steered.rule, **self.perturbation.rule),
             device=device,
             averages_over=self.steps if self._chooses else None,
         )
 
     def _settings(self) -> Settings:
         named = dict(zip(CONTROL_NAMES, self.values.T, strict=True))
+        if self.done >= self.perturbation.after * self.steps:
+            for name, shift in self.perturbation.shifts.items():
+                named[name] = CONTROLS[name].apply(named[name], np.asarray(shift))
         given = {k: v.copy() for k, v in named.items() if not np.isnan(v).all()}
         return replace(Settings(), **given)
 

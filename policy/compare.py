@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 
 import numpy as np
-import torch
 
 from ..core.errors import ConfigurationError
 from ..core.feedback import Feedback
@@ -28,7 +26,7 @@ from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import Workers
 from ..inner_tasks.registry import FAMILIES, family_of, get_task
 from .artifact import Policy
-from .evaluate import Controller, closed_loop, hold, spread
+from .evaluate import Controller, closed_loop, denormals_flushed, hold, spread
 from .families import COMPARE_FAMILIES, VALID_FAMILIES, available
 from .folds import source
 from .lineage import families_met, families_trained_on, lineage
@@ -341,25 +339,11 @@ def _speeds(
     columns: list[tuple[Policy | None, Feedback | None]] = [(p, p.feedback) for p in policies]
     if config.feedback:
         columns += [(policy, Feedback(config.feedback)) for policy in (*policies, None)]
-    with _denormals_flushed():
+    with denormals_flushed():
         rows = [measured(*column) for column in (*columns, (None, None))]
     plain = [row[0] for row in rows]
     chosen = [row[1] for row in rows] if config.averages else []
     return np.array([*plain[:-1], *chosen, plain[-1]])
-
-
-@contextmanager
-def _denormals_flushed() -> Iterator[None]:
-    """Numbers below the smallest normal one are 0.
-
-    Nets that know their data by heart have gradients whose squares are of that kind, at which a
-    processor takes ten times as long.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _controller(policy: Policy | None, episode: Episode) -> Controller:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..core.actions import COLUMN, N_CONTROLS
 from ..core.controls import Control
 from ..core.types import BoolArray, FloatArray
 from ..env.config import EnvConfig
-from ..env.episode import Draw, Episode
+from ..env.episode import Draw, Episode, Perturbation
 from ..env.pool import Entry
 from .artifact import Policy
 from .runtime import choose, forward
@@ -84,6 +86,7 @@ def spread(
     decades: float,
     reports_valid: bool = False,
     tells_slope: bool = False,
+    perturbation: Perturbation | None = None,
 ) -> Result:
     """Train runs whose starting rates are spread around the default.
 
@@ -96,6 +99,7 @@ def spread(
         decades: How far the starts lie below and above the default rate, evenly.
         reports_valid: Whether the policy sees a validation loss.
         tells_slope: Whether that loss comes with its slope along the weights' size.
+        perturbation: What is held beside the controller, unseen by it.
     """
     base = config.steered.start["learning_rate"]
     return run(
@@ -106,6 +110,7 @@ def spread(
         starts={"learning_rate": base * 10.0 ** np.linspace(-decades, decades, n_runs)},
         reports_valid=reports_valid,
         tells_slope=tells_slope,
+        perturbation=perturbation,
     )
 
 
@@ -139,6 +144,7 @@ def run(
     reports_valid: bool = False,
     tells_slope: bool = False,
     tells_data: bool = True,
+    perturbation: Perturbation | None = None,
 ) -> Result:
     """Train K runs of one task under a controller.
 
@@ -152,6 +158,7 @@ def run(
         reports_valid: Whether the policy sees a validation loss.
         tells_slope: Whether that loss comes with its slope along the weights' size.
         tells_data: Whether it is told of the data: passes over them, and target values.
+        perturbation: What is held beside the controller, unseen by it.
     """
     start = np.full((len(seeds), N_CONTROLS), np.nan)
     for name, value in {**config.steered.start, **config.start, **(starts or {})}.items():
@@ -165,7 +172,9 @@ def run(
         tells_labels=tells_data,
         tells_slope=tells_slope,
     )
-    episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
+    episode = Episode(
+        entry.task, entry.spec.steps, config, drawn, entry.frontier, perturbation=perturbation
+    )
     controller = make(episode)
     actions: list[FloatArray] = []
     while not episode.finished:
@@ -179,3 +188,17 @@ def run(
         episode.diverged,
         np.stack(actions),
     )
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Numbers below the smallest normal one are 0.
+
+    Nets that know their data by heart have gradients whose squares are of that kind, at which a
+    processor takes ten times as long.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
