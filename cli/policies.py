@@ -74,6 +74,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--none", action="store_true", help="take its feedback away instead: the policy of before"
     )
     feedback.add_argument("--name", help="the new policy's name (default: the policy's)")
+    transfer = words.add_parser(
+        "transfer",
+        help="a policy put before another optimizer, for a training to begin from",
+        description="Write FOLDER/NAME.json and NAME.safetensors: the given policy with the "
+        "controls of another optimizer, its heads for those that both have, and its feedback. "
+        "Nothing is trained: `lhopt policies compare` says what it is worth there, and `lhopt "
+        "train --from` goes on from it.",
+    )
+    transfer.add_argument("folder", metavar="FOLDER", type=Path, help="where to write it")
+    transfer.add_argument("policy", metavar="PATH_OR_NAME", help="the policy")
+    transfer.add_argument("--optimizer", required=True, help="as lhopt train takes it")
+    transfer.add_argument("--name", help="the new policy's name (default: the policy's)")
     verify = words.add_parser("verify", help="check files; exit status 1 if one is broken")
     verify.add_argument("policies", metavar="PATH_OR_NAME", nargs="+", help="what to check")
     compare = words.add_parser(
@@ -162,6 +174,8 @@ def run(args: argparse.Namespace) -> int:
             return _combine(args)
         if args.what == "feedback":
             return _feedback(args)
+        if args.what == "transfer":
+            return _transfer(args)
         if args.what == "verify":
             return max([_verify(name) for name in args.policies])
         return _list()
@@ -281,6 +295,17 @@ def _feedback(args: argparse.Namespace) -> int:
     return 0
 
 
+def _transfer(args: argparse.Namespace) -> int:
+    from ..policy.artifact import save
+    from ..policy.transfer import transferred
+
+    made = transferred(_find(args.policy), args.optimizer, args.name)
+    path = save(made, args.folder)
+    controls = ", ".join(control.name for control in made.controls)
+    print(f"{path}: {made.name} {made.digest[:12]} for {made.optimizer}, steers {controls}")
+    return 0
+
+
 def _moved(policy: Policy) -> str:
     """What moves under a policy's decisions."""
     if policy.feedback is None:
@@ -361,6 +386,11 @@ def _page(policy: Policy) -> list[str]:
     if not training:
         return [*lines, "", "no training report"]
     lines += ["", "training"]
+    if "transferred" in training:
+        one = training["transferred"]
+        lines.append(
+            f"  transferred from {one['name']} {one['digest'][:12]} for {one['optimizer']}"
+        )
     if "feedback_under" in training:
         under = training["feedback_under"]
         lines.append(f"  feedback was put under {under['name']} {under['digest'][:12]}")

@@ -165,7 +165,7 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
             assert isinstance(self.action_net, nn.Linear)
             with torch.no_grad():
                 self.action_net.weight.mul_(0.01)
-                self.action_net.bias.copy_(_initial_bias(self._controls, self._hold))
+                self.action_net.bias.copy_(initial_bias(self._controls, self._hold))
 
     def forward(  # type: ignore[override]  # sb3-contrib's has these arguments
         self,
@@ -199,7 +199,8 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         return torch.flatten(output.transpose(0, 1), start_dim=0, end_dim=1), states
 
 
-def _initial_bias(controls: tuple[Control, ...], hold: float) -> Tensor:
+def initial_bias(controls: tuple[Control, ...], hold: float) -> Tensor:
+    """Logits `(choices,)` of all heads: each no-op has probability `hold`, small moves the rest."""
     parts = []
     for control in controls:
         deltas = torch.from_numpy(control.deltas.copy())
