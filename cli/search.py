@@ -32,7 +32,11 @@ def add_parser(subparsers: Any) -> None:
         "--around", action="store_true",
         help="no search: compare a grid of 48 settings around SteerableAdamW's default",
     )  # fmt: skip
-    parser.add_argument("--families", nargs="+", help="of the first two stages, instead of all")
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        help="of the first two stages, or groups as `lhopt policies compare` has",
+    )
     parser.add_argument("--seed", type=int, help="of what is drawn")
     parser.add_argument("--processes", type=int, default=2, help="tasks trained at once")
     parser.set_defaults(func=run)
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         from ..benchmarks.search import Search, SearchConfig, plain, search_specs, sharpest
         from ..env.frontier import POOL_FRONTIER
         from ..env.pool import build_pool
-        from ..policy.families import TRAIN_FAMILIES, available
+        from ..policy.families import TRAIN_FAMILIES, available, named
     except ImportError as error:
         raise MissingExtraError(error.name or "a package of the extra", "train") from error
     torch.set_num_threads(1)
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         for name in ("optimizer", "random", "refine", "leaders", "seed")
         if getattr(args, name) is not None
     }
-    families = tuple(available(args.families or TRAIN_FAMILIES))
+    families = tuple(available(named(args.families or ()) or TRAIN_FAMILIES))
     config = SearchConfig(
         families=families,
         final_families=tuple(available(TRAIN_FAMILIES)),
