@@ -1,4 +1,4 @@
-"""`lhopt policies headroom`: what settings held beside a policy would bring."""
+"""`lhopt policies headroom`: what changes beside a policy's decisions would bring."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .tables import print_table
+from .task_bar import task_bar
 
 if TYPE_CHECKING:
     from ..policy.artifact import Policy
     from ..policy.headroom import Headroom, Reading
 
 _LEGEND = """\
-Octaves of speed over nothing held, and in brackets their standard error over families. For all:
-held in every run. Per task: it or nothing, chosen for each task by half of its runs and read on
-the other half, and the other way round; "any" chooses among all of the column."""
+Octaves of speed over the same runs unchanged, each counted within -2 and 1.5; in brackets their
+standard error over families. For all: the change in every run. Per task: it or none, chosen for
+each task by half of its runs and read on the other half, and the other way round; "any" chooses
+among all of the column. Known: on data that the policy was trained on."""
 
 
 def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the word `headroom`."""
     parser = words.add_parser(
         "headroom",
-        help="what settings held beside a policy would bring, for all tasks and task by task",
+        help="what changes beside a policy's decisions would bring, for all tasks and per task",
         description="Steer runs of every task with the policy, then again with a factor on what it "
-        "steers, or another part of the update rule, held beside it, hidden from its features. "
-        "What helps task by task is what it could have known better; what helps in no task that it "
-        "was trained on, more training on those will hardly find. Some 10 seconds for a task of "
-        "300 steps and each thing held.",
+        "steers, or another part of the update rule, which it is not told of, though it sees what "
+        "comes of it. What helps task by task is what it could have known better; what helps no "
+        "task on data that it was trained on, more training on those will hardly find. Some 10 "
+        "seconds for a task of 300 steps and each change.",
     )
     parser.add_argument("policy", metavar="PATH_OR_NAME", help="the policy")
     parser.add_argument(
-        "--hold",
+        "--change",
         metavar="NAME=VALUE[@SHARE]",
         nargs="+",
         required=True,
-        help="a control and the factor on it (a shift, for clip_ratio), held from a tenth of the "
-        "run on or from that share of it, as learning_rate=0.5@0.5; or a field of the update rule "
-        "(lhopt.optimizers.StepRule) and its value for the whole run, as cautious=false",
+        help="a control and the factor on it (a shift, for clip_ratio), within the control's "
+        "bounds, from the first decision after a tenth of the run on or after that share of it, as "
+        "learning_rate=0.5@0.5; or a field of the update rule (lhopt.optimizers.StepRule) and its "
+        "value for the whole run, as cautious=false",
     )
     parser.add_argument(
         "--families",
@@ -47,83 +50,74 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         default=["training"],
         help="families of the tasks, or groups as `compare` has them (default: training)",
     )
-    parser.add_argument(
-        "--per-family", type=int, default=1, metavar="N", help="tasks of each, the shortest"
-    )
-    parser.add_argument("--shortest", type=int, default=150, help="leave out shorter tasks")
-    parser.add_argument("--longest", type=int, default=450, help="leave out longer tasks")
-    parser.add_argument("--runs", type=int, default=8, help="runs of a task, two at least")
-    parser.add_argument(
-        "--decades", type=float, default=1.0, help="spread of the starting rates, either way"
-    )
+    parser.add_argument("--per-family", type=int, metavar="N", help="tasks of each, the shortest")
+    parser.add_argument("--shortest", type=int, help="leave out shorter tasks (default: 150)")
+    parser.add_argument("--longest", type=int, help="leave out longer tasks (default: 450)")
+    parser.add_argument("--runs", type=int, help="runs of a task, a multiple of 4 (default: 8)")
+    parser.add_argument("--decades", type=float, help="spread of the starting rates, either way")
     parser.add_argument(
         "--slope",
         action="store_true",
         help="runs report a validation loss and its slope, as Tuner(validate=...) measures it",
     )
     parser.add_argument(
-        "--averages", action="store_true", help="with --slope, runs end with their best average"
+        "--averages",
+        action="store_true",
+        help="with the slope told, runs end with the best of their averages",
     )
     parser.add_argument("--processes", type=int, default=2, help="tasks run at once")
 
 
 def show(policy: Policy, args: argparse.Namespace) -> int:
     """Measure and print; 0."""
-    from tqdm import tqdm
-
     from ..policy.families import named
     from ..policy.headroom import HeadroomConfig, headroom
 
+    given = {
+        name: getattr(args, name)
+        for name in ("per_family", "shortest", "longest", "runs", "decades")
+        if getattr(args, name) is not None
+    }
     config = HeadroomConfig(
         families=named(args.families),
-        per_family=args.per_family,
-        shortest=args.shortest,
-        longest=args.longest,
-        runs=args.runs,
-        decades=args.decades,
-        tells_slope=args.slope,
+        tells_slope=args.slope or args.averages,
         averages=args.averages,
+        **given,
     )
-    with tqdm(unit="task", leave=False) as bar:
-
-        def progress(done: int, total: int, name: str) -> None:
-            bar.total = total
-            bar.set_postfix_str(name, refresh=False)
-            bar.update(done - bar.n)
-
-        found = headroom(policy, args.hold, config, processes=args.processes, progress=progress)
+    with task_bar() as progress:
+        found = headroom(policy, args.change, config, processes=args.processes, progress=progress)
     parts = [
         (title, part)
-        for title, part in (
-            ("trained on", found.part(trained=True)),
-            ("others", found.part(trained=False)),
-        )
+        for title, part in (("known", found.part(True)), ("others", found.part(False)))
         if part.speeds
     ]
-    print_table(_rows(found.held, parts), right=range(1, 1 + 2 * len(parts)))
+    print_table(_rows(found.changes, parts), right=range(1, 1 + 2 * len(parts)))
     for title, part in parts:
         print(
-            f"{title}: {len(part.speeds)} tasks of {part.n_families} families, "
-            f"{_text(part.plain, sign='')} octaves with nothing held"
+            f"{title}: tasks {len(part.speeds)}, families {part.n_families}; unchanged "
+            f"{_text(part.unchanged, sign='')} octaves"
         )
+    for i, text in enumerate(found.changes, 1):
+        if found.idle(i):
+            print(f"{text}: no run differs; it begins too late, or the optimizer has no such part")
     print(_LEGEND)
     return 0
 
 
-def _rows(held: tuple[str, ...], parts: list[tuple[str, Headroom]]) -> list[tuple[str, ...]]:
-    header = ["held"]
+def _rows(changes: tuple[str, ...], parts: list[tuple[str, Headroom]]) -> list[tuple[str, ...]]:
+    header = ["change"]
     for title, _ in parts:
         header += [f"{title}: for all", "per task"]
     rows = [tuple(header)]
-    for i, text in enumerate(held, 1):
+    for i, text in enumerate(changes, 1):
         cells = [text]
         for _, part in parts:
             cells += [_text(part.for_all(i)), _text(part.per_task([i]))]
         rows.append(tuple(cells))
     last = ["any"]
     for _, part in parts:
-        last += ["", _text(part.per_task(range(1, len(held) + 1)))]
-    return [*rows, tuple(last)]
+        last += ["", _text(part.per_task(range(1, len(changes) + 1)))]
+    return [*rows, tuple(last)] if len(changes) > 1 else rows
 
 
 def _text(reading: Reading, sign: str = "+") -> str:

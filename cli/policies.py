@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import ArtifactError, ConfigurationError, UnknownNameError
 from . import headroom
 from .tables import print_table
+from .task_bar import task_bar
 
 if TYPE_CHECKING:
     from ..policy.artifact import Policy
@@ -85,7 +86,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     transfer.add_argument("folder", metavar="FOLDER", type=Path, help="where to write it")
     transfer.add_argument("policy", metavar="PATH_OR_NAME", help="the policy")
     transfer.add_argument("--optimizer", required=True, help="as lhopt train takes it")
-    transfer.add_argument("--name", help="the new policy's name (default: the policy's)")
+    transfer.add_argument("--name", required=True, help="the new policy's name")
     verify = words.add_parser("verify", help="check files; exit status 1 if one is broken")
     verify.add_argument("policies", metavar="PATH_OR_NAME", nargs="+", help="what to check")
     compare = words.add_parser(
@@ -189,8 +190,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     """Print the table and each policy's gap to the first, or a recipe's to what stands beside."""
-    from tqdm import tqdm
-
     from ..policy.compare import AVERAGES, FEEDBACK, CompareConfig, compare, compare_left_out
     from ..policy.families import named
 
@@ -214,19 +213,13 @@ def _compare(args: argparse.Namespace) -> int:
         averages=args.averages,
         keep_blunt=args.blunt,
     )
-    with tqdm(unit="task", leave=False) as bar:
-
-        def progress(done: int, total: int, name: str) -> None:
-            bar.total = total
-            bar.set_postfix_str(name, refresh=False)
-            bar.update(done - bar.n)
-
-        policies = [_find(name) for name in args.policies]
-        judge = (
-            partial(compare_left_out, policies, {name: _find(name) for name in args.beside})
-            if args.left_out
-            else partial(compare, dict(zip(args.policies, policies, strict=True)))
-        )
+    policies = [_find(name) for name in args.policies]
+    judge = (
+        partial(compare_left_out, policies, {name: _find(name) for name in args.beside})
+        if args.left_out
+        else partial(compare, dict(zip(args.policies, policies, strict=True)))
+    )
+    with task_bar() as progress:
         found = judge(config, processes=args.processes, progress=progress)
     counts = Counter(task.split("/")[0] for task in found.speeds)
     names = [_column(name, (AVERAGES, FEEDBACK)) for name in found.policies]
@@ -388,9 +381,7 @@ def _page(policy: Policy) -> list[str]:
     lines += ["", "training"]
     if "transferred" in training:
         one = training["transferred"]
-        lines.append(
-            f"  transferred from {one['name']} {one['digest'][:12]} for {one['optimizer']}"
-        )
+        lines.append(f"  transferred from {one['name']} {one['digest'][:12]} of {one['optimizer']}")
     if "feedback_under" in training:
         under = training["feedback_under"]
         lines.append(f"  feedback was put under {under['name']} {under['digest'][:12]}")

@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--families",
         nargs="+",
-        help="of the first two stages, or groups as `lhopt policies compare` has",
+        help="families, or groups of them, of the first two stages (default: training)",
     )
     parser.add_argument("--seed", type=int, help="of what is drawn")
     parser.add_argument("--processes", type=int, default=2, help="tasks trained at once")

@@ -62,7 +62,8 @@ class Perturbation:
     Attributes:
         shifts: Delta of a control, by name: log of a factor, or a logit shift, on top of whatever
             value was decided on, within the control's bounds.
-        after: Share of the run's steps before it, 0 to 1; it begins with an interval.
+        after: It begins with the first interval that begins at or after this share of the run's
+            steps, from 0 to below 1.
         rule: Fields of the optimizer's `StepRule` that are others, for the whole run.
     """
 
@@ -196,6 +197,7 @@ class Episode:
     ) -> Episode:
         """The episode that `state` was taken of."""
         episode = cls.__new__(cls)
+        episode.perturbation = Perturbation()  # states of before there was one lack it
         episode.__dict__.update(copy.deepcopy(state["own"]))
         episode.task, episode.config, episode.frontier = task, config, frontier
         episode.runs = episode._new_runs(device)

@@ -203,6 +203,24 @@ def _end(workers: list[tuple[BaseProcess, Connection]]) -> None:
     workers.clear()
 
 
+def each(work: Callable[[Any], Any], jobs: Iterable[Any], processes: int) -> Iterator[Any]:
+    """What a function makes of every job, in order, by workers that end with the last of them.
+
+    Args:
+        work: Picklable, if there is more than one process.
+        jobs: Likewise.
+        processes: 1 works in this process.
+
+    Raises:
+        ConfigurationError: Less than one process.
+    """
+    if processes == 1:
+        yield from map(work, jobs)
+        return
+    with Workers(processes) as workers:
+        yield from workers.map(work, jobs)
+
+
 @contextmanager
 def _ignored() -> Iterator[None]:
     """Processes that are started inside ignore both signals from their first instruction on."""

@@ -156,9 +156,12 @@ def save(policy: Artifact, folder: str | Path) -> Path:
     Both are written under other names and renamed, weights first: a reader never sees half a file.
 
     Raises:
-        ArtifactError: It is larger than `load` would read; nothing is written.
+        ArtifactError: It is larger than `load` would read, or its name leads out of the folder;
+            nothing is written.
     """
     folder = Path(folder)
+    if Path(policy.name).name != policy.name:
+        raise ArtifactError(f"A policy named {policy.name!r} makes no file of that folder.")
     manifest = {**policy.manifest(), "digest": policy.digest}
     text = (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
     weights = write_safetensors(policy.weights)

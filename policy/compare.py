@@ -23,7 +23,7 @@ from ..env.config import EnvConfig
 from ..env.episode import Episode
 from ..env.frontier import POOL_FRONTIER, Frontier
 from ..env.pool import Entry, TaskSpec, build_pool
-from ..env.workers import Workers
+from ..env.workers import each
 from ..inner_tasks.registry import FAMILIES, family_of, get_task
 from .artifact import Policy
 from .evaluate import Controller, closed_loop, denormals_flushed, hold, spread
@@ -46,6 +46,15 @@ RECIPE = "left-out"
 #: Seeds of the runs: none that frontiers, experts or the trainer's own evaluation use.
 FIRST_SEED = 7000
 RESAMPLES = 4000
+
+
+def check_decades(decades: float) -> None:
+    """Raise ConfigurationError unless starting rates can lie so far from the default."""
+    if not 0.0 <= decades <= 4.0:
+        raise ConfigurationError(
+            f"decades is {decades}; a number from 0 to 4 is wanted: how far the starting rates lie "
+            "from the default."
+        )
 
 
 @dataclass(frozen=True)
@@ -79,11 +88,7 @@ class CompareConfig:
     bounds: tuple[float, float] = (-2.0, 1.5)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.decades <= 4.0:
-            raise ConfigurationError(
-                f"decades is {self.decades}; a number from 0 to 4 is wanted: how far the starting "
-                "rates lie from the default."
-            )
+        check_decades(self.decades)
         if not 0.0 <= self.feedback <= 1e4 or (self.feedback and not self.tells_slope):
             raise ConfigurationError(
                 f"feedback is {self.feedback} and tells_slope {self.tells_slope}; a gain from 0 to "
@@ -143,6 +148,15 @@ class Comparison:
         return {family: np.stack(rows) for family, rows in found.items()}
 
 
+def drawn_specs(config: TrainConfig, families: Sequence[str]) -> list[TaskSpec]:
+    """Tasks of those families: evaluation families' as they evaluate, the others' as PPO draws."""
+    names = available(families)
+    trained = [name for name in names if name not in config.valid_families]
+    chosen = [name for name in names if name in config.valid_families]
+    drawn, valid = pool_specs(config, trained, chosen)
+    return [*valid, *drawn]
+
+
 def unseen(
     config: TrainConfig, policies: Sequence[Policy], families: Sequence[str]
 ) -> list[TaskSpec]:
@@ -151,14 +165,10 @@ def unseen(
     Raises:
         ConfigurationError: None is left.
     """
-    names = available(families)
-    trained = [name for name in names if name not in config.valid_families]
-    chosen = [name for name in names if name in config.valid_families]
-    drawn, valid = pool_specs(config, trained, chosen)
     stages = [stage for policy in policies for stage in lineage(policy.training)]
     seen = {str(task) for stage in stages for task, *_ in stage.get("tasks", ())}
     seen |= {spec.task for spec in imitation_specs(config)}
-    specs = [spec for spec in (*valid, *drawn) if spec.task not in seen]
+    specs = [spec for spec in drawn_specs(config, families) if spec.task not in seen]
     if not specs:
         raise ConfigurationError(
             f"Nothing is left of {', '.join(families) or 'no family'}: the policies were trained "
@@ -219,16 +229,11 @@ def compare(
     )
     work = partial(_speeds, policies=tuple(policies.values()), config=config)
     jobs = [(entry.spec, entry.frontier) for entry in pool.entries]
-    workers = Workers(processes) if processes != 1 else None
     speeds: dict[str, FloatArray] = {}
-    try:
-        for (spec, _), row in zip(jobs, (workers.map if workers else map)(work, jobs), strict=True):
-            speeds[spec.task] = row
-            if progress:
-                progress(len(speeds), len(jobs), spec.task)
-    finally:
-        if workers:
-            workers.close()
+    for (spec, _), row in zip(jobs, each(work, jobs, processes), strict=True):
+        speeds[spec.task] = row
+        if progress:
+            progress(len(speeds), len(jobs), spec.task)
     again = [f"{name}{FEEDBACK}" for name in (*policies, HELD)] if config.feedback else []
     columns = (*policies, *again, HELD)
     chosen = [f"{name}{AVERAGES}" for name in columns] if config.averages else []

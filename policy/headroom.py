@@ -1,42 +1,43 @@
-"""What settings held beside a policy would bring, for all tasks and task by task.
+"""What changes beside a policy's decisions would bring, for all tasks and task by task.
 
 A policy has headroom where a factor on what it steers, chosen for a task in hindsight, makes that
-task's runs end lower: there it could have known better. Where nothing that is held helps the tasks
-that it was trained on, more updates on those have little left to find. The same with a part of the
-update rule says what a control of that part could be worth at most.
+task's runs end lower: there it could have known better. Where none helps the tasks that it was
+trained on, more updates on those have little left to find. The same with a part of the update rule
+says what a control of that part could be worth at most.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ..core.controls import CONTROLS
-from ..core.errors import ConfigurationError, UnknownNameError
-from ..core.types import FloatArray
+from ..core.errors import ConfigurationError, LhoptError, UnknownNameError
+from ..core.types import BoolArray, FloatArray
 from ..env.config import EnvConfig
 from ..env.episode import Perturbation
 from ..env.frontier import POOL_FRONTIER, Frontier
 from ..env.pool import Entry, TaskSpec, build_pool
-from ..env.workers import Workers
+from ..env.workers import each
 from ..inner_tasks.registry import family_of, get_task
 from ..optimizers.update import StepRule
 from .artifact import Policy
+from .compare import check_decades, data_met, drawn_specs
 from .evaluate import closed_loop, denormals_flushed, spread
-from .families import available
-from .lineage import families_trained_on
-from .pools import pool_specs
 from .train_config import TrainConfig
 
 #: Seeds of the runs: none that frontiers, experts, a training's evaluation or a comparison use.
 FIRST_SEED = 8000
-#: Share of a run before a factor is held, if none is given: a few decisions of the policy's own.
+#: Share of a run before a factor takes hold, if none is given: some of the policy's own decisions.
 AFTER = 0.1
 _WORDS = {"true": True, "false": False}
+#: Of a rule's whole numbers: Newton-Schulz steps, each of which costs matrix products.
+_MAX_INTEGER = 100
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class HeadroomConfig:
         per_family: Tasks of a family, the shortest of those that are left.
         shortest: Tasks of fewer steps are left out.
         longest: Tasks of more steps are left out.
-        runs: Runs of a task, each with a seed and a start of its own; half of them choose, half of
-            them are read.
+        runs: Runs of a task, each with a seed and a start of its own, a multiple of 4: half of
+            them choose, half are read, and both have the same mean of their log starts.
         decades: Starting rates lie this far above and below the default, evenly.
         tells_slope: Whether runs report a validation loss and its slope.
         averages: Whether runs end with the best of their averages, which needs the slope.
@@ -67,18 +68,23 @@ class HeadroomConfig:
     bounds: tuple[float, float] = (-2.0, 1.5)
 
     def __post_init__(self) -> None:
-        if self.runs < 2 or self.per_family < 1:
+        if self.runs < 4 or self.runs % 4:
             raise ConfigurationError(
-                f"runs is {self.runs} and per_family {self.per_family}; at least 2 runs, half of "
-                "which choose while half are read, and 1 task are wanted."
+                f"runs is {self.runs}; a multiple of 4 is wanted: half choose, half are read."
             )
+        if self.per_family < 1:
+            raise ConfigurationError(f"per_family is {self.per_family}; at least 1 is wanted.")
+        check_decades(self.decades)
         if self.averages and not self.tells_slope:
-            raise ConfigurationError("averages without tells_slope: held-out data choose them.")
+            raise ConfigurationError(
+                "averages without tells_slope: they are chosen by the held-out loss of a job that "
+                "gives a Tuner validate=, which tells the slope."
+            )
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Octaves over nothing held.
+    """Octaves over unchanged runs.
 
     Attributes:
         mean: Over families, whose tasks count alike.
@@ -91,26 +97,26 @@ class Reading:
 
 @dataclass(frozen=True)
 class Headroom:
-    """Log2 speeds of one policy with and without what is held.
+    """Log2 speeds of one policy with and without changes beside it.
 
     Attributes:
-        held: What was held, as it was given.
-        speeds: By task, `(1 + held, runs)`: nothing held first.
-        trained: Those of the tasks' families that the policy was trained on.
+        changes: The changes, as they were given.
+        speeds: By task, `(1 + changes, runs)`: unchanged runs first.
+        known: Those of the tasks' families whose data the policy was trained on.
     """
 
-    held: tuple[str, ...]
+    changes: tuple[str, ...]
     speeds: Mapping[str, FloatArray] = field(repr=False)
-    trained: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
 
-    def part(self, trained: bool) -> Headroom:
-        """Only the tasks of families that the policy was trained on, or only the others."""
+    def part(self, known: bool) -> Headroom:
+        """Only the tasks on data that the policy was trained on, or only the others."""
         speeds = {
             task: rows
             for task, rows in self.speeds.items()
-            if (family_of(task) in self.trained) == trained
+            if (family_of(task) in self.known) == known
         }
-        return Headroom(self.held, speeds, self.trained)
+        return Headroom(self.changes, speeds, self.known)
 
     @property
     def n_families(self) -> int:
@@ -118,28 +124,32 @@ class Headroom:
         return len({family_of(task) for task in self.speeds})
 
     @property
-    def plain(self) -> Reading:
-        """The policy's own log2 speed, nothing held."""
+    def unchanged(self) -> Reading:
+        """The policy's own log2 speed."""
         return self._over_families(lambda rows: float(rows[0].mean()))
 
+    def idle(self, index: int) -> bool:
+        """Whether a change moved no run: it never began, or the optimizer has no such part."""
+        return all(np.array_equal(rows[index], rows[0]) for rows in self.speeds.values())
+
     def for_all(self, index: int) -> Reading:
-        """What it brings if it is held in every run of every task."""
+        """What it brings in every run of every task."""
         return self._over_families(lambda rows: float((rows[index] - rows[0]).mean()))
 
     def per_task(self, indices: Sequence[int]) -> Reading:
-        """What the best of some of them, or nothing, brings, chosen for every task.
+        """What the best of some of them, or none, brings, chosen for every task.
 
-        Chosen on every other run of the task and read on those between, and the other way round:
-        a choice by the runs that it is read on is lucky, not better.
+        Chosen by half of the task's runs and read on the other half, and the other way round: a
+        choice by the runs that it is read on is lucky, not better.
         """
         columns = [0, *indices]
 
         def crossed(rows: FloatArray) -> float:
-            halves = rows[columns, ::2], rows[columns, 1::2]
+            first = _halves(rows.shape[1])
             read = []
-            for chosen_on, read_on in (halves, halves[::-1]):
-                best = int(np.argmax(chosen_on.mean(axis=1)))  # the first, nothing, where equal
-                read.append(float((read_on[best] - read_on[0]).mean()))
+            for chosen_on in (first, ~first):
+                best = int(np.argmax(rows[columns][:, chosen_on].mean(axis=1)))  # none, if equal
+                read.append((rows[columns[best]] - rows[0])[~chosen_on].mean())
             return float(np.mean(read))
 
         return self._over_families(crossed)
@@ -154,14 +164,19 @@ class Headroom:
         return Reading(float(np.mean(means)) if n else np.nan, error)
 
 
-def perturbation(text: str, optimizer_rule: StepRule) -> Perturbation:
-    """What a text like "learning_rate=2", "weight_decay=4@0.5" or "cautious=false" holds.
+def _halves(n_runs: int) -> BoolArray:
+    """Which of the runs are the first half: of four neighbouring starts the outer two."""
+    return np.isin(np.arange(n_runs) % 4, (0, 3))
+
+
+def parse_change(text: str, rule: StepRule) -> Perturbation:
+    """What a text like "learning_rate=2", "weight_decay=4@0.5" or "cautious=false" changes.
 
     Args:
-        text: NAME=VALUE. A control's name and a factor (a shift, where it moves in logits), from a
-            tenth of the run on or from the share after an @; or a field of the update rule and
-            its value, for the whole run.
-        optimizer_rule: The optimizer's own, whose fields say what kind of value they take.
+        text: NAME=VALUE. A control's name and a factor (a shift, where it moves in logits), from
+            the first interval that begins after a tenth of the run, or after the share behind
+            an @; or a field of the update rule and its value, for the whole run.
+        rule: The optimizer's own.
 
     Raises:
         UnknownNameError: The name is neither.
@@ -170,30 +185,43 @@ def perturbation(text: str, optimizer_rule: StepRule) -> Perturbation:
     name, equals, given = text.partition("=")
     value, at, share = given.partition("@")
     if not equals:
-        raise ConfigurationError(f"{text!r} holds nothing; NAME=VALUE or NAME=VALUE@SHARE does.")
+        raise ConfigurationError(f"{text!r} changes nothing; NAME=VALUE or NAME=VALUE@SHARE does.")
     if name in CONTROLS:
         number = _number(text, value)
         scales = CONTROLS[name].kind == "scale"
         if scales and number <= 0.0:
             raise ConfigurationError(f"{text!r}: a factor above 0 is wanted.")
         shift = float(np.log(number)) if scales else number
+        if abs(shift) > CONTROLS[name].max_total:
+            raise ConfigurationError(f"{text!r}: no run may move {name} as far as that.")
         return Perturbation({name: shift}, after=_number(text, share) if at else AFTER)
     names = [row.name for row in fields(StepRule)]
     if name not in names:
         raise UnknownNameError("control or field of the update rule", name, (*CONTROLS, *names))
     if at:
-        raise ConfigurationError(f"{text!r}: a part of the rule is held for the whole run.")
-    now = getattr(optimizer_rule, name)
-    if isinstance(now, bool):
+        raise ConfigurationError(f"{text!r}: a part of the rule is changed for the whole run.")
+    part: dict[str, Any] = {name: _of_kind(text, value, getattr(rule, name))}
+    try:
+        replace(rule, **part)
+    except LhoptError as error:
+        raise ConfigurationError(f"{text!r}: {error}") from error
+    return Perturbation(rule=part)
+
+
+def _of_kind(text: str, value: str, example: bool | int | float | str) -> bool | int | float | str:
+    """A value of the kind that a field of the rule has."""
+    if isinstance(example, bool):
         if value not in _WORDS:
             raise ConfigurationError(f"{text!r}: true or false is wanted.")
-        return Perturbation(rule={name: _WORDS[value]})
-    if isinstance(now, str):
-        return Perturbation(rule={name: value})
+        return _WORDS[value]
+    if isinstance(example, str):
+        return value
     number = _number(text, value)
-    if isinstance(now, int) and number != int(number):
-        raise ConfigurationError(f"{text!r}: a whole number is wanted.")
-    return Perturbation(rule={name: type(now)(number)})
+    if isinstance(example, float):
+        return number
+    if number != int(number) or abs(number) > _MAX_INTEGER:
+        raise ConfigurationError(f"{text!r}: a whole number up to {_MAX_INTEGER} is wanted.")
+    return int(number)
 
 
 def _number(text: str, value: str) -> float:
@@ -208,58 +236,55 @@ def _number(text: str, value: str) -> float:
 
 def headroom(
     policy: Policy,
-    held: Sequence[str],
+    changes: Sequence[str],
     config: HeadroomConfig,
     *,
     processes: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Headroom:
-    """Steer runs of every task with nothing held, then with each thing held, from the same starts.
+    """Steer runs of every task unchanged, then with each change, from the same starts and seeds.
 
     Args:
         policy: Whose headroom it is.
-        held: What is held, each as `perturbation` reads it.
+        changes: Each as `parse_change` reads it.
         config: Tasks and starts.
         processes: Tasks run at once.
         progress: Called with done, total and the task's name: for the frontiers, then the runs.
 
     Raises:
-        ConfigurationError: As `perturbation`; or the optimizer lacks a control; or no task is left.
+        ConfigurationError: As `parse_change`; or the optimizer lacks a control; or no task is left.
     """
     env = EnvConfig(optimizer=policy.optimizer, feedback=policy.feedback, averages=config.averages)
-    perturbations = [perturbation(text, env.steered.rule) for text in held]
-    for text, one in zip(held, perturbations, strict=True):
+    perturbations = [parse_change(text, env.steered.rule) for text in changes]
+    for text, one in zip(changes, perturbations, strict=True):
         if missing := set(one.shifts) - set(env.steered.start):
             raise ConfigurationError(
                 f"{text!r}: {policy.optimizer} has no {min(missing)}; it has "
                 f"{', '.join(env.steered.start)}."
             )
-    specs = _specs(config, policy.optimizer)
     pool = build_pool(
-        specs, config=POOL_FRONTIER, keep_blunt=True, processes=processes, progress=progress
+        _specs(config, policy.optimizer),
+        config=POOL_FRONTIER,
+        keep_blunt=True,
+        processes=processes,
+        progress=progress,
     )
     work = partial(_speeds, policy=policy, perturbations=perturbations, env=env, config=config)
-    workers = Workers(processes) if processes != 1 else None
+    jobs = [(entry.spec, entry.frontier) for entry in pool.entries]
     speeds: dict[str, FloatArray] = {}
-    try:
-        jobs = [(entry.spec, entry.frontier) for entry in pool.entries]
-        for (spec, _), row in zip(jobs, (workers.map if workers else map)(work, jobs), strict=True):
-            speeds[spec.task] = row
-            if progress:
-                progress(len(speeds), len(jobs), spec.task)
-    finally:
-        if workers:
-            workers.close()
-    return Headroom(tuple(held), speeds, frozenset(families_trained_on(policy.training)))
+    for (spec, _), row in zip(jobs, each(work, jobs, processes), strict=True):
+        speeds[spec.task] = row
+        if progress:
+            progress(len(speeds), len(jobs), spec.task)
+    known = data_met(policy, sorted({spec.family for spec, _ in jobs}))
+    return Headroom(tuple(changes), speeds, frozenset(known))
 
 
 def _specs(config: HeadroomConfig, optimizer: str) -> list[TaskSpec]:
     """Tasks as a training draws them, the shortest that are long enough."""
-    train, names = TrainConfig(optimizer=optimizer), available(config.families)
-    chooses = [name for name in names if name in train.valid_families]
-    drawn, valid = pool_specs(train, [name for name in names if name not in chooses], chooses)
     found: dict[str, list[TaskSpec]] = defaultdict(list)
-    for spec in sorted((*drawn, *valid), key=lambda spec: spec.steps):
+    drawn = drawn_specs(TrainConfig(optimizer=optimizer), config.families)
+    for spec in sorted(drawn, key=lambda spec: spec.steps):
         fits = config.shortest <= spec.steps <= config.longest
         if fits and len(found[spec.family]) < config.per_family:
             found[spec.family].append(spec)
@@ -279,11 +304,11 @@ def _speeds(
     env: EnvConfig,
     config: HeadroomConfig,
 ) -> FloatArray:
-    """Speeds of one task, `(1 + held, runs)`."""
+    """Speeds of one task, `(1 + changes, runs)`."""
     spec, frontier = job
     entry = Entry(spec, get_task(spec.task), frontier)
 
-    def measured(held: Perturbation | None) -> FloatArray:
+    def measured(change: Perturbation | None) -> FloatArray:
         found = spread(
             entry,
             env,
@@ -293,9 +318,9 @@ def _speeds(
             decades=config.decades,
             reports_valid=config.tells_slope,
             tells_slope=config.tells_slope,
-            perturbation=held,
+            perturbation=change,
         )
         return np.clip(found.log2_speed, *config.bounds)
 
     with denormals_flushed():
-        return np.stack([measured(held) for held in (None, *perturbations)])
+        return np.stack([measured(change) for change in (None, *perturbations)])

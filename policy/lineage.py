@@ -11,12 +11,14 @@ from ..inner_tasks.registry import family_of
 def lineage(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """A policy's training, then those of the policies that it comes from, by its manifest.
 
-    It comes from the one that its training began from, or from those that were combined.
+    It comes from the one that its training began from, that was transferred from another optimizer,
+    or from those that were combined.
     """
     stage: Mapping[str, Any] | None = training
     while stage:
         yield stage
-        for part in stage.get("combined", ()):
+        transferred = stage.get("transferred")
+        for part in (*stage.get("combined", ()), *([transferred] if transferred else [])):
             yield from lineage(part.get("training", {}))
         stage = stage.get("from", {}).get("training")
 

@@ -21,7 +21,7 @@ from .learner import initial_bias
 HOLD = 0.7
 
 
-def transferred(policy: Policy, optimizer: str, name: str | None = None) -> Policy:
+def transferred(policy: Policy, optimizer: str, name: str) -> Policy:
     """The policy with the controls of another optimizer.
 
     Heads of controls that both have are the policy's own; those that the new optimizer lacks are
@@ -31,7 +31,7 @@ def transferred(policy: Policy, optimizer: str, name: str | None = None) -> Poli
     Args:
         policy: Any.
         optimizer: As an environment names it, e.g. "torch.optim.AdamW".
-        name: The new policy's; the policy's own if not given.
+        name: The new policy's.
 
     Raises:
         UnknownNameError: No environment trains with that optimizer.
@@ -44,7 +44,7 @@ def transferred(policy: Policy, optimizer: str, name: str | None = None) -> Poli
     controls = get_controls(get_optimizer(optimizer).controls)
     ends = np.cumsum([len(control.choices) for control in policy.controls])[:-1]
     heads = {
-        control: (weight, bias)
+        control.name: (weight, bias)
         for control, weight, bias in zip(
             policy.controls,
             np.split(policy.weights["head.weight"], ends),
@@ -54,20 +54,28 @@ def transferred(policy: Policy, optimizer: str, name: str | None = None) -> Poli
     }
     width = policy.weights["head.weight"].shape[1]
     for control in controls:
-        if control not in heads:
+        if control.name not in heads:
             zero = np.zeros((len(control.choices), width), np.float32)
-            heads[control] = (zero, initial_bias((control,), HOLD).numpy())
+            heads[control.name] = (zero, initial_bias((control,), HOLD).numpy())
+    own = {control.name: control for control in policy.controls}
+    # as the policy knows a control: its choices are what its head is for
+    steered = tuple(own.get(control.name, control) for control in controls)
     weights = {
         **policy.weights,
-        "head.weight": np.concatenate([heads[control][0] for control in controls]),
-        "head.bias": np.concatenate([heads[control][1] for control in controls]),
+        "head.weight": np.concatenate([heads[control.name][0] for control in controls]),
+        "head.bias": np.concatenate([heads[control.name][1] for control in controls]),
     }
-    under = {"name": policy.name, "digest": policy.digest, "optimizer": policy.optimizer}
+    before = {
+        "name": policy.name,
+        "digest": policy.digest,
+        "optimizer": policy.optimizer,
+        "training": dict(policy.training),
+    }
     return replace(
         policy,
-        name=name or policy.name,
+        name=name,
         optimizer=optimizer,
-        controls=controls,
+        controls=steered,
         weights=weights,
-        training={**policy.training, "transferred": under},
+        training={"transferred": before},
     )

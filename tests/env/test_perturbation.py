@@ -75,6 +75,14 @@ def test_it_is_restored_with_the_episode() -> None:
     assert torch.equal(torch.tensor(_run(first)[-1]), torch.tensor(_run(other)[-1]))
 
 
+def test_a_state_of_before_there_was_one_is_restored() -> None:
+    first = _episode()
+    state = first.state()
+    del state["own"]["perturbation"]
+    other = Episode.restore(first.task, first.config, None, state)
+    assert np.array_equal(_run(first)[-1], _run(other)[-1])
+
+
 def test_what_the_optimizer_lacks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"'clip_ratio'; torch\.optim\.AdamW has learning"):
         _episode(Perturbation({"clip_ratio": 1.0}), "torch.optim.AdamW")

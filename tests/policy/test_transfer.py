@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from lhopt.core.errors import ConfigurationError, UnknownNameError
 from lhopt.core.features import FEATURES
 from lhopt.env.config import OPTIMIZERS
 from lhopt.policy.artifact import Policy, load, save
-from lhopt.policy.lineage import families_met
+from lhopt.policy.lineage import families_met, families_trained_on
 from lhopt.policy.runtime import forward
 from lhopt.policy.transfer import transferred
 
@@ -34,33 +35,36 @@ def _logits(policy: Policy) -> dict[str, np.ndarray]:
 
 
 def test_what_both_steer_is_steered_as_before(make: Callable[..., Policy]) -> None:
-    policy = make(optimizer=STEERABLE, controls=get_controls(OPTIMIZERS[STEERABLE].controls))
+    met = {"config": {"families": ["docs-mlp"], "valid_families": ["sets-net"]}}
+    controls = get_controls(OPTIMIZERS[STEERABLE].controls)
+    policy = make(optimizer=STEERABLE, controls=controls, training=met)
     other = transferred(policy, ADAMW, "other")
     assert [control.name for control in other.controls] == list(OPTIMIZERS[ADAMW].controls)
     assert (other.name, other.optimizer) == ("other", ADAMW)
     before, after = _logits(policy), _logits(other)
     for name in OPTIMIZERS[ADAMW].controls:
         np.testing.assert_array_equal(after[name], before[name])
-    assert families_met(other.training) == families_met(policy.training)
+    assert families_met(other.training) == {"docs-mlp", "sets-net"}
+    assert families_trained_on(other.training) == {"docs-mlp"}
 
 
 def test_what_it_never_steered_is_held(policy: Policy) -> None:
-    other = transferred(policy, STEERABLE)
+    other = transferred(policy, STEERABLE, "other")
     assert [control.name for control in other.controls] == list(OPTIMIZERS[STEERABLE].controls)
     before, after = _logits(policy), _logits(other)
     for name in ("learning_rate", "clip_ratio"):
         np.testing.assert_array_equal(after[name], before[name])
     held = softmax(after["weight_decay"], axis=1)[:, CONTROLS["weight_decay"].noop]
     assert held == pytest.approx(0.7)
-    back = transferred(other, ADAMW)
+    back = transferred(other, ADAMW, "back")
     np.testing.assert_array_equal(_logits(back)["learning_rate"], before["learning_rate"])
 
 
 def test_its_own_optimizer_and_an_unknown_one_are_refused(policy: Policy) -> None:
     with pytest.raises(ConfigurationError, match="already"):
-        transferred(policy, ADAMW)
+        transferred(policy, ADAMW, "x")
     with pytest.raises(UnknownNameError):
-        transferred(policy, "torch.optim.SGD")
+        transferred(policy, "torch.optim.SGD", "x")
 
 
 def test_the_command_writes_a_policy(
@@ -73,5 +77,15 @@ def test_the_command_writes_a_policy(
     made = load(tmp_path / "new" / "moved")
     assert made.digest == transferred(policy, STEERABLE, "moved").digest
     assert main(["policies", "show", str(tmp_path / "new" / "moved.json")]) == 0
-    assert f"transferred from random {policy.digest[:12]} for {ADAMW}" in capsys.readouterr().out
-    assert main([*words, "--optimizer", ADAMW]) == 2
+    assert f"transferred from random {policy.digest[:12]} of {ADAMW}" in capsys.readouterr().out
+    assert main([*words, "--optimizer", ADAMW, "--name", "same"]) == 2
+    assert main([*words, "--optimizer", STEERABLE, "--name", "../out"]) == 1
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_control_with_choices_of_its_own_keeps_them(make: Callable[..., Policy]) -> None:
+    """A policy of before a control's choices changed answers by those that its head is for."""
+    fewer = replace(CONTROLS["learning_rate"], choices=(0.5, 1.0, 2.0))
+    other = transferred(make(controls=(fewer,)), STEERABLE, "other")
+    assert other.controls[0] == fewer
+    assert _logits(other)["learning_rate"].shape == (3, 3)
