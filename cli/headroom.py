@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from ..policy.headroom import Headroom, Reading
 
 _LEGEND = """\
-Octaves of speed over the same runs unchanged, each counted within -2 and 1.5; in brackets their
-standard error over families. For all: the change in every run. Per task: it or none, chosen for
-each task by half of its runs and read on the other half, and the other way round; "any" chooses
-among all of the column. Known: on data that the policy was trained on."""
+Octaves of speed, 0 as fast as AdamW with rate and weight decay tuned; each run counts within -2 and
+1.5; in brackets the standard error over families. Known: on data that the policy was trained on."""
+_LEGEND_CHANGES = """\
+Changes are read over the same runs unchanged. For all: the change in every run. Per task: it or
+none, chosen for each task by half of its runs and read on the other half, and the other way round;
+"any" chooses among all of the column."""
 
 
 def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,11 +39,11 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--change",
         metavar="NAME=VALUE[@SHARE]",
         nargs="+",
-        required=True,
+        default=[],
         help="a control and the factor on it (a shift, for clip_ratio), within the control's "
         "bounds, from the first decision after a tenth of the run on or after that share of it, as "
         "learning_rate=0.5@0.5; or a field of the update rule (lhopt.optimizers.StepRule) and its "
-        "value for the whole run, as cautious=false",
+        "value for the whole run, as cautious=false; without any, the policy's own speed alone",
     )
     parser.add_argument(
         "--families",
@@ -91,7 +93,8 @@ def show(policy: Policy, args: argparse.Namespace) -> int:
         for title, part in (("known", found.part(True)), ("others", found.part(False)))
         if part.speeds
     ]
-    print_table(_rows(found.changes, parts), right=range(1, 1 + 2 * len(parts)))
+    if found.changes:
+        print_table(_rows(found.changes, parts), right=range(1, 1 + 2 * len(parts)))
     for title, part in parts:
         print(
             f"{title}: tasks {len(part.speeds)}, families {part.n_families}; unchanged "
@@ -101,6 +104,8 @@ def show(policy: Policy, args: argparse.Namespace) -> int:
         if found.idle(i):
             print(f"{text}: no run differs; it begins too late, or the optimizer has no such part")
     print(_LEGEND)
+    if found.changes:
+        print(_LEGEND_CHANGES)
     return 0
 
 

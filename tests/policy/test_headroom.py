@@ -135,5 +135,7 @@ def test_the_command_prints_both_readings(
     ]  # fmt: skip
     assert lines[5].startswith("others: tasks 1, families 1; unchanged ")
     assert lines[6].startswith("ns_steps=5: no run differs")
+    assert main(words[:-1]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == lines[5]  # no change: its own speed alone
     assert main([*words, "momentum=2"]) == 2
     assert "momentum" in capsys.readouterr().err
