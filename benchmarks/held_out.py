@@ -24,12 +24,7 @@ from typing import Any, Final
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..inner_tasks.registry import Configured, get_family, parse
 from ..policy import bundled
-from ..policy.families import (
-    COMPARE_FAMILIES,
-    CONFIRM_FAMILIES,
-    TRAIN_FAMILIES,
-    VALID_FAMILIES,
-)
+from ..policy.families import BEYOND_FAMILIES, TRAIN_FAMILIES, VALID_FAMILIES
 from ..policy.pools import comparison_specs, imitation_specs, pool_specs
 from ..policy.train_config import TrainConfig
 from .tasks import ALL, HELD_OUT_ARCHITECTURES, HELD_OUT_DATASETS
@@ -94,10 +89,10 @@ def training_names() -> list[str]:
     searched = SearchConfig(families=TRAIN_FAMILIES, final_families=TRAIN_FAMILIES)
     specs = [spec for stage in search_specs(searched) for spec in stage]
     config = TrainConfig(families=TRAIN_FAMILIES, valid_families=VALID_FAMILIES)
-    # a policy is chosen by comparisons too
+    # a policy is chosen by comparisons too, and broader trainings take other families
     drawn = (spec.task for spec in comparison_specs(config))
-    compared = [*COMPARE_FAMILIES, *CONFIRM_FAMILIES, *drawn]
-    return list(dict.fromkeys([*task_names(config), *(spec.task for spec in specs), *compared]))
+    beyond = [*BEYOND_FAMILIES, *drawn]
+    return list(dict.fromkeys([*task_names(config), *(spec.task for spec in specs), *beyond]))
 
 
 def overlaps(tasks: Iterable[Description]) -> list[str]:

@@ -52,6 +52,9 @@ FURTHER_FAMILIES: tuple[str, ...] = (
     "spots-mixer", "gratings-cnn", "ground-mixer", "tides-rnn", "rhythms-linear", "facts-mlp",
     "formula-maxout", "prices-experts", "hands-experts", "ballots-tied", "tides-polynomials",
 )  # fmt: skip
+#: What no training by default touches: what policies are compared by, and what a broader training
+#: takes. Its frontiers ship as well.
+BEYOND_FAMILIES: tuple[str, ...] = (*COMPARE_FAMILIES, *CONFIRM_FAMILIES, *FURTHER_FAMILIES)
 #: What stands for all families of a group, where families are named.
 GROUPS: dict[str, tuple[str, ...]] = {
     "training": TRAIN_FAMILIES,

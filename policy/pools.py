@@ -9,7 +9,7 @@ from ..env.frontier import POOL_FRONTIER, cache_key
 from ..env.pool import TaskPool, TaskSpec, build_pool, draw_specs, seconds_per_run_step
 from ..inner_tasks.registry import get_task
 from .experts import expert_name
-from .families import COMPARE_FAMILIES, CONFIRM_FAMILIES, available
+from .families import BEYOND_FAMILIES, available
 from .imitation import ImitationConfig
 from .train_config import TrainConfig
 
@@ -31,8 +31,8 @@ def pool_specs(
 
 
 def comparison_specs(config: TrainConfig) -> list[TaskSpec]:
-    """Tasks that no training by default touches, as `lhopt policies compare` draws them."""
-    return pool_specs(config, available((*COMPARE_FAMILIES, *CONFIRM_FAMILIES)), ())[0]
+    """Tasks that no training by default touches: those of comparisons, and of broader trainings."""
+    return pool_specs(config, available(BEYOND_FAMILIES), ())[0]
 
 
 def _frontier_name(spec: TaskSpec) -> str:
