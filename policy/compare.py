@@ -48,12 +48,17 @@ FIRST_SEED = 7000
 RESAMPLES = 4000
 
 
-def check_decades(decades: float) -> None:
-    """Raise ConfigurationError unless starting rates can lie so far from the default."""
+def check_runs(decades: float, tells_slope: bool, averages: bool) -> None:
+    """Raise ConfigurationError unless runs can start so far from the default, and end so."""
     if not 0.0 <= decades <= 4.0:
         raise ConfigurationError(
             f"decades is {decades}; a number from 0 to 4 is wanted: how far the starting rates lie "
             "from the default."
+        )
+    if averages and not tells_slope:
+        raise ConfigurationError(
+            "averages without tells_slope: they are chosen by the held-out loss of a job that "
+            "gives a Tuner validate=, which tells the slope."
         )
 
 
@@ -88,16 +93,11 @@ class CompareConfig:
     bounds: tuple[float, float] = (-2.0, 1.5)
 
     def __post_init__(self) -> None:
-        check_decades(self.decades)
+        check_runs(self.decades, self.tells_slope, self.averages)
         if not 0.0 <= self.feedback <= 1e4 or (self.feedback and not self.tells_slope):
             raise ConfigurationError(
                 f"feedback is {self.feedback} and tells_slope {self.tells_slope}; a gain from 0 to "
                 "10000 is wanted, above 0 only where runs tell the slope."
-            )
-        if self.averages and not self.tells_slope:
-            raise ConfigurationError(
-                "averages without tells_slope: they are chosen by the held-out loss of a job that "
-                "gives a Tuner validate=, which tells the slope."
             )
 
 

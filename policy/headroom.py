@@ -27,7 +27,7 @@ from ..env.workers import each
 from ..inner_tasks.registry import family_of, get_task
 from ..optimizers.update import StepRule
 from .artifact import Policy
-from .compare import check_decades, data_met, drawn_specs
+from .compare import check_runs, data_met, drawn_specs
 from .evaluate import closed_loop, denormals_flushed, spread
 from .train_config import TrainConfig
 
@@ -74,12 +74,7 @@ class HeadroomConfig:
             )
         if self.per_family < 1:
             raise ConfigurationError(f"per_family is {self.per_family}; at least 1 is wanted.")
-        check_decades(self.decades)
-        if self.averages and not self.tells_slope:
-            raise ConfigurationError(
-                "averages without tells_slope: they are chosen by the held-out loss of a job that "
-                "gives a Tuner validate=, which tells the slope."
-            )
+        check_runs(self.decades, self.tells_slope, self.averages)
 
 
 @dataclass(frozen=True)
