@@ -22,6 +22,7 @@ from ..inner_tasks.engine import BatchedRuns
 from ..inner_tasks.registry import family_of, get_task
 from ..optimizers.update import StepRule
 from .frontier import Frontier, FrontierConfig, get_frontier
+from .workers import each
 
 logger = logging.getLogger("lhopt")
 
@@ -49,21 +50,29 @@ class TaskSpec:
         return family_of(self.task)
 
 
-@dataclass(frozen=True)
 class Entry:
-    """A pool's task, ready to be run.
+    """A pool's task.
 
-    Attributes:
+    Args:
         spec: Name and length.
-        task: What is trained.
+        task: What is trained; None makes it by its name when it is first asked for, since a broad
+            pool is mostly tasks that are never drawn here, and each has data to make.
         frontier: Its yardstick.
         cost: Seconds of one inner step of one run among the runs of a bucket.
     """
 
-    spec: TaskSpec
-    task: InnerTask
-    frontier: Frontier
-    cost: float = 1.0
+    def __init__(
+        self, spec: TaskSpec, task: InnerTask | None, frontier: Frontier, cost: float = 1.0
+    ) -> None:
+        self.spec, self.frontier, self.cost = spec, frontier, cost
+        self._task = task
+
+    @property
+    def task(self) -> InnerTask:
+        """What is trained."""
+        if self._task is None:
+            self._task = get_task(self.spec.task)
+        return self._task
 
 
 class TaskPool:
@@ -161,6 +170,10 @@ def _ready(spec: TaskSpec, config: FrontierConfig) -> Frontier | str:
         return str(error)
 
 
+def _costs(name: str, cost: Callable[[InnerTask], float]) -> float:
+    return cost(get_task(name))
+
+
 def build_pool(
     specs: Sequence[TaskSpec],
     *,
@@ -170,6 +183,7 @@ def build_pool(
     keep_blunt: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
     cost: Callable[[InnerTask], float] | None = None,
+    cost_processes: int = 1,
     steps_power: float = 0.5,
     cost_power: float = 0.0,
 ) -> TaskPool:
@@ -183,7 +197,8 @@ def build_pool(
             rates are left out, and named in the log.
         keep_blunt: Keep the blunter ones instead, read as `Frontier.sharpened` reads them.
         progress: Called with done, total and the task's name.
-        cost: Gives `Entry.cost`.
+        cost: Gives `Entry.cost`; picklable, if more than one process asks it.
+        cost_processes: Costs measured at once: 1 where each needs the accelerator for itself.
         steps_power: As in `TaskPool`, like the next.
         cost_power: Of the families.
 
@@ -222,10 +237,9 @@ def build_pool(
                 f"{max(found.rates):g}"
             )
         else:
-            task = get_task(spec.task)
             if found.resolution > max_resolution:
                 found = found.sharpened(max_resolution)
-            entries.append(Entry(spec, task, found, cost(task) if cost else 1.0))
+            entries.append(Entry(spec, None, found))
     for line in left_out:
         logger.info("task left out: %s", line)
     if left_out and not entries:
@@ -234,4 +248,11 @@ def build_pool(
             f"octaves, and its best rate inside the grid ({'; '.join(left_out[:3])}"
             f"{'; ...' if len(left_out) > 3 else ''}). Draw more tasks, or longer runs."
         )
+    if cost:
+        jobs = [entry.spec.task for entry in entries]
+        costs = each(partial(_costs, cost=cost), jobs, min(cost_processes, len(jobs)))
+        for entry, seconds in zip(entries, costs, strict=True):
+            entry.cost = seconds
+            if progress:
+                progress(len(specs), len(specs), f"cost of {entry.spec.task}")
     return TaskPool(entries, steps_power=steps_power, cost_power=cost_power)

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..core.types import BoolArray, FloatArray, IntArray
-from ..inner_tasks.registry import get_task
 from .config import EnvConfig
 from .frontier import Frontier
 from .pool import Entry, TaskPool, TaskSpec
 from .vector import HyperparameterVectorEnv
 from .workers import Kept, Workers
 
-#: What a worker is told about a task; it builds the task itself, data are not sent.
+#: What a worker is told about a task; it makes those that it draws itself, data are not sent.
 _Row = tuple[TaskSpec, Frontier, float]
 
 
@@ -138,7 +137,7 @@ class ShardedVectorEnv(HyperparameterVectorEnv):
 
 def _make(kept: Kept, told: tuple[list[_Row], FloatArray, EnvConfig, dict[str, Any]]) -> None:
     rows, weights, config, sizes = told
-    entries = [Entry(spec, get_task(spec.task), frontier, cost) for spec, frontier, cost in rows]
+    entries = [Entry(spec, None, frontier, cost) for spec, frontier, cost in rows]
     pool = TaskPool(entries).weighted(weights)
     kept["env"] = HyperparameterVectorEnv(pool, config, **sizes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -95,6 +96,7 @@ def make_pools(
         processes=processes,
         progress=(lambda i, _, name: progress(i, n, name)) if progress else None,
         cost=measure if costs else None,
+        cost_processes=min(processes, os.cpu_count() or 1) if device == "cpu" else 1,
         steps_power=config.steps_power,
         cost_power=config.cost_power,
     )

@@ -24,7 +24,6 @@ from ..env.sb3 import Sb3VecEnv
 from ..env.sharded import ShardedVectorEnv
 from ..env.vector import HyperparameterVectorEnv
 from ..env.workers import Workers
-from ..inner_tasks.registry import get_task
 from .artifact import Policy, load
 from .evaluate import closed_loop, spread
 from .export import export, restore
@@ -277,7 +276,7 @@ def _evaluated(
 
     A validation loss is reported where every run of the training reports one, and so its slope.
     """
-    entry = job if isinstance(job, Entry) else Entry(job[0], get_task(job[0].task), job[1])
+    entry = job if isinstance(job, Entry) else Entry(job[0], None, job[1])
     found = spread(
         entry,
         config,

@@ -171,7 +171,7 @@ def test_draws_stay_inside_what_the_rule_and_controls_allow() -> None:
 def test_a_family_gives_its_sharpest_tasks() -> None:
     def blurred(name: str, noise: float) -> Entry:
         sharp = entry(name, 40)
-        return replace(sharp, frontier=replace(sharp.frontier, noise=noise))
+        return Entry(sharp.spec, sharp.task, replace(sharp.frontier, noise=noise))
 
     tasks = [blurred("friedman-mlp/1", 0.3), blurred("friedman-mlp/2", 0.1),
              blurred("friedman-mlp/3", 0.2), blurred("coordinate-mlp/1", 0.9)]  # fmt: skip

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from lhopt.env.frontier import (
     get_frontier,
     measure_frontier,
 )
-from lhopt.env.pool import TaskSpec, build_pool
+from lhopt.env.pool import TaskSpec, build_pool, seconds_per_run_step
 from lhopt.inner_tasks import get_task
+from lhopt.optimizers.update import ADAMW
 
 TASK = "noisy-quadratic/3"
 TINY = FrontierConfig(budgets=(0.5, 1.0, 2.0), rates=(1e-2, 3e-2, 1e-1, 1.0), seeds=(1, 2))
@@ -241,3 +243,20 @@ def test_a_pool_leaves_out_blunt_tasks_and_says_so(
     inside = [s for s, f in zip(specs, frontiers, strict=True) if not f.edge]
     assert [e.spec for e in kept.entries] == inside
     assert all(e.frontier.resolution <= 1e-3 * (1 + 1e-6) for e in kept.entries)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_tasks_cost_is_measured_by_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
+    specs = [TaskSpec(f"noisy-quadratic/{i}", 20) for i in (3, 4, 5)]
+    cost = partial(seconds_per_run_step, rule=ADAMW, n_runs=4)
+    told: list[str] = []
+    pool = build_pool(
+        specs, config=TINY, max_resolution=10, cost=cost, cost_processes=processes,
+        cost_power=1.0, progress=lambda i, n, name: told.append(name),
+    )  # fmt: skip
+    assert [e.cost for e in pool.entries] != [1.0] * len(pool)
+    assert all(0 < e.cost < 1 for e in pool.entries)
+    assert told[len(specs) :] == [f"cost of {e.spec.task}" for e in pool.entries]

@@ -18,7 +18,7 @@ from lhopt.env.episode import Episode, draw
 from lhopt.env.frontier import SPEED_BOUNDS, Frontier
 from lhopt.env.pool import TIMED_STEPS, TaskPool, draw_specs, seconds_per_run_step
 from lhopt.env.vector import HyperparameterVectorEnv, action_space
-from lhopt.inner_tasks import get_task
+from lhopt.inner_tasks import InnerTask, get_task
 from lhopt.inner_tasks.engine import BatchedRuns
 from lhopt.optimizers.steerable_adamw import SteerableAdamW
 from lhopt.optimizers.update import ADAMW
@@ -288,6 +288,29 @@ def test_privileged_columns_follow_the_features(pool: TaskPool, config: EnvConfi
             np.testing.assert_allclose(among[:, 3], lead, rtol=1e-4, atol=1e-5)
         actions = np.ones((6, 4), np.int64)
         a, b = plain.step(actions)[0], env.step(actions)[0]
+
+
+def test_tasks_of_a_pool_are_made_when_they_are_first_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lhopt.env import pool as module
+
+    made = []
+
+    def counted(name: str) -> InnerTask:
+        made.append(name)
+        return get_task(name)
+
+    monkeypatch.setattr(module, "get_task", counted)
+    frontier = Frontier("x", 1, (0.5, 1.0), (1.0, 0.5), (0.1, 0.1), 0.1, 2.0)
+    names = [f"noisy-quadratic/{i}" for i in range(6)]
+    entries = [module.Entry(module.TaskSpec(name, 40), None, frontier) for name in names]
+    env = HyperparameterVectorEnv(TaskPool(entries), EnvConfig(), n_buckets=2, runs_per_bucket=2)
+    assert not made
+    env.reset(seed=1)
+    drawn = {episode.task.name for episode in env._episodes}
+    assert sorted(made) == sorted(drawn)
+    assert entries[0].task is entries[0].task
 
 
 def test_cost_evens_out_what_families_take() -> None:

@@ -15,9 +15,8 @@ import torch
 from lhopt.core.errors import ConfigurationError, ResumeError
 from lhopt.core.features import FEATURES
 from lhopt.env.config import EnvConfig
-from lhopt.env.pool import TaskPool
+from lhopt.env.pool import Entry, TaskPool
 from lhopt.env.privileged import MAX_TASKS
-from lhopt.inner_tasks.registry import get_task
 from lhopt.policy.artifact import load, save
 from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, run
 from lhopt.policy.imitation import ACTOR
@@ -299,7 +298,7 @@ def test_a_critic_finds_its_tasks_among_those_of_another_training(
     first.learn()
     entry = pool.entries[0]
     spec = replace(entry.spec, task="noisy-quadratic/9")
-    new = replace(entry, spec=spec, task=get_task("noisy-quadratic/9"))
+    new = Entry(spec, None, entry.frontier)
     wider = TaskPool([pool.entries[1], new, pool.entries[0]])
     config = replace(CONFIG, start=str(tmp_path / "first"), critic_warmup=0)
     second = Trainer(config, tmp_path / "second", wider, pool)
