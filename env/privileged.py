@@ -25,7 +25,7 @@ from .frontier import Frontier
 from .pool import TaskPool
 
 #: Larger pools are told apart by family, hashed into `FAMILY_CODES` columns, not by task.
-MAX_TASKS = 512
+MAX_TASKS = 1024
 FAMILY_CODES = 32
 #: Budgets at which the baseline's curve is read.
 BUDGETS = (0.25, 0.5, 1.0, 2.0)

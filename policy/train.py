@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,6 +34,8 @@ from .lineage import families_met
 from .pools import imitation_specs
 from .ppo import CHECKPOINT, PPOTrainer, read_state
 from .train_config import EVALUATION_BOUNDS, TrainConfig
+
+logger = logging.getLogger("lhopt")
 
 #: The critic's weights of what it sees.
 READS_TASK = "lstm_critic.weight_ih_l0"
@@ -187,6 +190,17 @@ class Trainer(PPOTrainer[Policy]):
                     f"{self.config.start} is a policy with another {what} than this training's; "
                     "begin from one that `lhopt train` made with the same settings."
                 )
+        if parent.feedback != self.env_config.feedback:
+            told = [
+                f.to_json() if f else "none" for f in (parent.feedback, self.env_config.feedback)
+            ]
+            logger.warning(
+                "%s has feedback %s under it, this training %s: what it knows was learned under "
+                "the first. To keep that, give '\"feedback\": %s' in env.",
+                self.config.start,
+                *told,
+                json.dumps(parent.feedback and parent.feedback.to_json()),
+            )
         # features that it never read begin with no weight: all it knows stays
         actor = restore(parent.weights, parent.columns)
         self.model.policy.load_state_dict(actor, strict=False)

@@ -14,6 +14,7 @@ import torch
 
 from lhopt.core.errors import ConfigurationError, ResumeError
 from lhopt.core.features import FEATURES
+from lhopt.core.feedback import Feedback
 from lhopt.env.config import EnvConfig
 from lhopt.env.pool import Entry, TaskPool
 from lhopt.env.privileged import MAX_TASKS
@@ -253,6 +254,24 @@ def test_a_training_begins_from_a_policy_and_says_so(pool: TaskPool, tmp_path: P
     other = replace(config, lstm=4)
     with pytest.raises(ConfigurationError, match="another hidden_size"):
         Trainer(other, tmp_path / "third", pool, pool).warm_start()
+
+
+@pytest.mark.parametrize("gain", [None, 50.0, 200.0])
+def test_a_training_under_another_feedback_than_where_it_begins_says_so(
+    pool: TaskPool, tmp_path: Path, caplog: pytest.LogCaptureFixture, gain: float | None
+) -> None:
+    parent = Trainer(CONFIG, tmp_path / "first", pool, pool).export()
+    save(replace(parent, feedback=Feedback(gain=200.0)), tmp_path / "first")
+    env = {**CONFIG.env, **({"feedback": {"gain": gain}} if gain else {})}
+    config = replace(CONFIG, start=str(tmp_path / "first" / "tiny.json"), env=env)
+    Trainer(config, tmp_path / "second", pool, pool).warm_start()
+    if gain == 200.0:
+        assert not caplog.records
+    else:
+        (text,) = caplog.messages
+        assert "has feedback {'gain': 200.0" in text
+        fields = json.loads("{" + text.split("give '")[1].split("' in env")[0] + "}")
+        assert EnvConfig(**{**env, **fields}).feedback == Feedback(gain=200.0)
 
 
 def test_a_training_begins_from_another_with_its_critic(pool: TaskPool, tmp_path: Path) -> None:
