@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -84,13 +84,19 @@ class TaskPool:
             runs the same share of the compute as short ones, 0 the same share of the episodes.
         cost_power: Weight of a family is its mean cost of an episode to the power -cost_power: 1
             gives every family the same share of the compute, 0 the same share of the episodes.
+        family_weights: Times which families are drawn more often than so; 1 where not named.
 
     Attributes:
         weights: Probability of each entry.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], *, steps_power: float = 0.5, cost_power: float = 0.0
+        self,
+        entries: Sequence[Entry],
+        *,
+        steps_power: float = 0.5,
+        cost_power: float = 0.0,
+        family_weights: Mapping[str, float] | None = None,
     ) -> None:
         if not entries:
             raise ConfigurationError("The task pool is empty; give at least one task.")
@@ -102,6 +108,7 @@ class TaskPool:
             mask = np.array([f == family for f in families])
             weights[mask] /= weights[mask].sum()
             weights[mask] *= (weights[mask] @ seconds[mask]) ** -cost_power
+            weights[mask] *= (family_weights or {}).get(family, 1.0)
         self.weights: FloatArray = weights / weights.sum()
 
     def sample(self, rng: np.random.Generator) -> Entry:
@@ -186,6 +193,7 @@ def build_pool(
     cost_processes: int = 1,
     steps_power: float = 0.5,
     cost_power: float = 0.0,
+    family_weights: Mapping[str, float] | None = None,
 ) -> TaskPool:
     """A pool of those specs whose frontier is sharp, measuring frontiers that no cache holds.
 
@@ -201,6 +209,7 @@ def build_pool(
         cost_processes: Costs measured at once: 1 where each needs the accelerator for itself.
         steps_power: As in `TaskPool`, like the next.
         cost_power: Of the families.
+        family_weights: Likewise.
 
     Raises:
         ConfigurationError: No task is left; the message says why.
@@ -255,4 +264,6 @@ def build_pool(
             entry.cost = seconds
             if progress:
                 progress(len(specs), len(specs), f"cost of {entry.spec.task}")
-    return TaskPool(entries, steps_power=steps_power, cost_power=cost_power)
+    return TaskPool(
+        entries, steps_power=steps_power, cost_power=cost_power, family_weights=family_weights
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..inner_tasks.registry import FAMILIES
@@ -82,6 +82,32 @@ def named(families: Sequence[str], what: str = "families") -> tuple[str, ...]:
         )
     parts = (GROUPS.get(name, (name,)) for name in families)
     return tuple(dict.fromkeys(name for part in parts for name in part))
+
+
+def spread(weights: Mapping[str, float], what: str) -> dict[str, float]:
+    """A weight by family; a group's is each of its families', and a family's own comes before it.
+
+    Args:
+        weights: By the names of families or groups.
+        what: What they are, for the error.
+
+    Raises:
+        ConfigurationError: Not a mapping to finite numbers of at least 0.
+    """
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(name, str)
+        and isinstance(weight, int | float)
+        and not isinstance(weight, bool)
+        and 0.0 <= weight < float("inf")
+        for name, weight in weights.items()
+    ):
+        raise ConfigurationError(
+            f"{what} is {weights!r}; numbers of at least 0 are wanted by the names of families or "
+            f'of the groups {", ".join(GROUPS)}, e.g. {{"training": 0.25}}.'
+        )
+    groups = {name: weight for name, weight in weights.items() if name in GROUPS}
+    of_groups = {family: float(w) for name, w in groups.items() for family in GROUPS[name]}
+    return of_groups | {name: float(w) for name, w in weights.items() if name not in GROUPS}
 
 
 def available(families: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from ..core.errors import ConfigurationError
 from ..env.config import EnvConfig
 from ..env.privileged import VERSION as PRIVILEGED_VERSION
 from .artifact import Selection
-from .families import TRAIN_FAMILIES, VALID_FAMILIES, named
+from .families import TRAIN_FAMILIES, VALID_FAMILIES, named, spread
 from .imitation import ImitationConfig
 from .ppo import PPOConfig
 
@@ -42,6 +42,9 @@ class TrainConfig(PPOConfig):
             anyway are worth winning by more; where all runs of a group are below the lower one,
             nothing is learned. An evaluation reads no further than `EVALUATION_BOUNDS` either.
         reward_floor: See `Sb3VecEnv`'s `floor`, in octaves; 0 divides by nothing.
+        family_weights: How many times as often the tasks of a family, or of each family of a
+            group, are drawn as they would be; 1 for those that it does not name. A training that
+            goes on from what knows most of its families may turn to the others.
         tasks_per_family: Tasks drawn from each.
         keep_blunt: See `build_pool`: train on, and evaluate with, tasks whose tuned baseline gains
             little by more steps too.
@@ -70,6 +73,7 @@ class TrainConfig(PPOConfig):
     valid_per_family: int = 6
     reward_bounds: tuple[float, float] | None = EVALUATION_BOUNDS
     reward_floor: float = 0.0
+    family_weights: Mapping[str, float] = field(default_factory=dict)
     tasks_per_family: int = 8
     keep_blunt: bool = False
     steps: tuple[int, int] = (150, 2000)
@@ -101,6 +105,14 @@ class TrainConfig(PPOConfig):
                 f"{', '.join(sorted(both))} in families and in valid_families: a checkpoint that "
                 "is chosen by what it was trained on is chosen for having learned it by heart."
             )
+        weights = spread(self.family_weights, "family_weights")
+        if other := [family for family in weights if family not in self.trained]:
+            raise ConfigurationError(
+                f"family_weights names {', '.join(other)}, which this training has not. Families "
+                "or groups that it is trained on are wanted."
+            )
+        if not any(weights.get(family, 1.0) for family in self.trained):
+            raise ConfigurationError("family_weights leaves no family with a weight above 0.")
         self._check_bounds()
         if not 0.0 <= self.reward_floor < np.inf or (self.reward_floor and not self.baseline):
             raise ConfigurationError(
@@ -157,6 +169,8 @@ class TrainConfig(PPOConfig):
         row = super().to_json()
         if self.imitation is not None:  # with its defaults: a manifest tells every setting
             row["imitation"] = asdict(ImitationConfig(**self.imitation))
+        if not self.family_weights:
+            del row["family_weights"]  # or no training from before this setting could be resumed
         # where a file lies on somebody's machine is nobody's business
         row["start"] = self.start and Path(self.start).name
         return row

@@ -324,6 +324,11 @@ def test_cost_evens_out_what_families_take() -> None:
     seconds = np.array([n * cost for _, n, cost in rows]) * weights
     np.testing.assert_allclose([seconds[:2].sum(), *seconds[2:]], seconds.sum() / 3)
     assert weights[0] / weights[1] == pytest.approx(4.0)
+    turned = TaskPool(
+        entries, steps_power=1.0, cost_power=1.0, family_weights={"a": 0.5, "c": 2.0, "d": 3.0}
+    ).weights
+    assert turned.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(turned / turned[2], weights / weights[2] * [0.5, 0.5, 1.0, 2.0])
 
 
 def test_a_state_carries_the_measured_weights(pool: TaskPool, config: EnvConfig) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lhopt.core.errors import ConfigurationError, UnknownNameError
 from lhopt.inner_tasks.registry import FAMILIES
-from lhopt.policy.families import GROUPS, TRAIN_FAMILIES, available, named
+from lhopt.policy.families import GROUPS, TRAIN_FAMILIES, available, named, spread
 from lhopt.policy.train_config import TrainConfig
 
 
@@ -50,3 +50,36 @@ def test_a_group_that_is_misspelt_is_found() -> None:
     with pytest.raises(UnknownNameError) as caught:
         available(["trainig"])
     assert "training" in caught.value.nearest
+
+
+def test_a_groups_weight_is_its_families_and_a_familys_own_comes_first() -> None:
+    for weights in ({"further": 2, "facts-mlp": 0}, {"facts-mlp": 0, "further": 2}):
+        found = spread(weights, "family_weights")
+        assert found.pop("facts-mlp") == 0.0
+        assert found == {f: 2.0 for f in GROUPS["further"] if f != "facts-mlp"}
+
+
+@pytest.mark.parametrize(
+    "weights", [["training"], {"training": -1}, {"training": True}, {"training": float("nan")},
+                {"training": "much"}, {3: 1.0}, {"training": float("inf")}],
+)  # fmt: skip
+def test_weights_that_are_none_are_refused(weights: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"family_weights is .* at least 0"):
+        TrainConfig(family_weights=weights)
+
+
+def test_weights_are_of_what_a_training_has() -> None:
+    with pytest.raises(ConfigurationError, match=r"orbits-mlp, which this training has not"):
+        TrainConfig(family_weights={"orbits-mlp": 2.0})
+    with pytest.raises(ConfigurationError, match="no family with a weight above 0"):
+        TrainConfig(family_weights={"training": 0})
+    TrainConfig(families=("training", "further"), family_weights={"training": 0})
+
+
+def test_a_training_without_weights_is_the_one_it_was() -> None:
+    assert "family_weights" not in TrainConfig().to_json()
+    told = TrainConfig(family_weights={"training": 0.5}).to_json()
+    assert told["family_weights"] == {"training": 0.5}
+    assert (
+        TrainConfig(family_weights={"training": 0.5}).fingerprint() != TrainConfig().fingerprint()
+    )
