@@ -177,7 +177,7 @@ def _ready(spec: TaskSpec, config: FrontierConfig) -> Frontier | str:
         return str(error)
 
 
-def _costs(name: str, cost: Callable[[InnerTask], float]) -> float:
+def _cost(name: str, cost: Callable[[InnerTask], float]) -> float:
     return cost(get_task(name))
 
 
@@ -259,7 +259,7 @@ def build_pool(
         )
     if cost:
         jobs = [entry.spec.task for entry in entries]
-        costs = each(partial(_costs, cost=cost), jobs, min(cost_processes, len(jobs)))
+        costs = each(partial(_cost, cost=cost), jobs, max(1, min(cost_processes, len(jobs))))
         for entry, seconds in zip(entries, costs, strict=True):
             entry.cost = seconds
             if progress:
