@@ -88,7 +88,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--processes", type=int, default=2,
-        help="that share the frontiers, experts, runs and evaluations (default 2)",
+        help="that share the frontiers, costs, experts, runs and evaluations (default 2)",
     )  # fmt: skip
     parser.set_defaults(func=run)
 

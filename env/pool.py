@@ -19,7 +19,7 @@ from ..core.errors import ConfigurationError, FrontierError
 from ..core.types import FloatArray
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns
-from ..inner_tasks.registry import family_of, get_task
+from ..inner_tasks.registry import family_of, get_task, parse
 from ..optimizers.update import StepRule
 from .frontier import Frontier, FrontierConfig, get_frontier
 from .workers import each
@@ -68,6 +68,14 @@ class Entry:
         self._task = task
 
     @property
+    def name(self) -> str:
+        """The task's own name, which is the one in `spec` but for ways of writing a number."""
+        if self._task is not None:
+            return self._task.name
+        part = parse(self.spec.task)
+        return self.spec.task if part.seed is None else f"{part.family}/{part.seed}"
+
+    @property
     def task(self) -> InnerTask:
         """What is trained."""
         if self._task is None:
@@ -84,7 +92,8 @@ class TaskPool:
             runs the same share of the compute as short ones, 0 the same share of the episodes.
         cost_power: Weight of a family is its mean cost of an episode to the power -cost_power: 1
             gives every family the same share of the compute, 0 the same share of the episodes.
-        family_weights: Times which families are drawn more often than so; 1 where not named.
+        family_weights: Factors on the weights of families, relative to the others: above 0, and 1
+            where a family is not named.
 
     Attributes:
         weights: Probability of each entry.
@@ -204,7 +213,7 @@ def build_pool(
         max_resolution: Tasks with a blunter frontier (octaves) or an optimum on the edge of the
             rates are left out, and named in the log.
         keep_blunt: Keep the blunter ones instead, read as `Frontier.sharpened` reads them.
-        progress: Called with done, total and the task's name.
+        progress: Called with done, total and the task's name; with "cost of ..." once all are done.
         cost: Gives `Entry.cost`; picklable, if more than one process asks it.
         cost_processes: Costs measured at once: 1 where each needs the accelerator for itself.
         steps_power: As in `TaskPool`, like the next.
@@ -259,6 +268,7 @@ def build_pool(
         )
     if cost:
         jobs = [entry.spec.task for entry in entries]
+        # CPU time, the quickest of many steps: neighbours that do the same hardly show in it
         costs = each(partial(_cost, cost=cost), jobs, max(1, min(cost_processes, len(jobs))))
         for entry, seconds in zip(entries, costs, strict=True):
             entry.cost = seconds

@@ -62,12 +62,12 @@ class PrivilegedView:
     """
 
     def __init__(self, pool: TaskPool, config: EnvConfig) -> None:
-        names = [entry.spec.task for entry in pool.entries]
+        names = [entry.name for entry in pool.entries]
         self._by_task = len(set(names)) <= MAX_TASKS
         self._index = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self._n_codes = len(self._index) if self._by_task else FAMILY_CODES
         self._starts = {**config.steered.start, **config.start}
-        self._curves = {(e.spec.task, e.spec.steps): _curve(e.frontier) for e in pool.entries}
+        self._curves = {(e.name, e.spec.steps): _curve(e.frontier) for e in pool.entries}
         self._controls = config.controls
         self._group = config.group_size
         self.size = self._n_codes + len(self._starts) + N_OTHERS + N_LEADS + len(self._controls)

@@ -162,7 +162,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         self.pool = self.pool.weighted(state["weights"])
         self._seed, self._counts = state["seed"], list(state["counts"])
         self._observation = state["observation"].copy()
-        entries = {(e.spec.task, e.spec.steps): e for e in self.pool.entries}
+        entries = {(e.name, e.spec.steps): e for e in self.pool.entries}
         self._episodes = []
         for name, steps, saved in state["episodes"]:
             entry = entries[(name, steps)]

@@ -55,6 +55,8 @@ FURTHER_FAMILIES: tuple[str, ...] = (
 #: What no training by default touches: what policies are compared by, and what a broader training
 #: takes. Its frontiers ship as well.
 BEYOND_FAMILIES: tuple[str, ...] = (*COMPARE_FAMILIES, *CONFIRM_FAMILIES, *FURTHER_FAMILIES)
+#: Of a family, relative to the others.
+MAX_WEIGHT = 1000
 #: What stands for all families of a group, where families are named.
 GROUPS: dict[str, tuple[str, ...]] = {
     "training": TRAIN_FAMILIES,
@@ -84,30 +86,46 @@ def named(families: Sequence[str], what: str = "families") -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in parts for name in part))
 
 
-def spread(weights: Mapping[str, float], what: str) -> dict[str, float]:
+def weights_by_family(
+    weights: Mapping[str, float], families: Sequence[str], what: str
+) -> dict[str, float]:
     """A weight by family; a group's is each of its families', and a family's own comes before it.
 
     Args:
         weights: By the names of families or groups.
-        what: What they are, for the error.
+        families: What may be weighted; of a group, those that are among them are.
+        what: What the weights are, for the error.
 
     Raises:
-        ConfigurationError: Not a mapping to finite numbers of at least 0.
+        ConfigurationError: Not a mapping to numbers above 0 and up to `MAX_WEIGHT`, or of families
+            that are not there.
+        UnknownNameError: Nothing has this name.
     """
     if not isinstance(weights, Mapping) or not all(
         isinstance(name, str)
         and isinstance(weight, int | float)
         and not isinstance(weight, bool)
-        and 0.0 <= weight < float("inf")
+        and 0.0 < weight <= MAX_WEIGHT
         for name, weight in weights.items()
     ):
         raise ConfigurationError(
-            f"{what} is {weights!r}; numbers of at least 0 are wanted by the names of families or "
-            f'of the groups {", ".join(GROUPS)}, e.g. {{"training": 0.25}}.'
+            f"{what} is {weights!r}; numbers above 0 and up to {MAX_WEIGHT} are wanted by names "
+            f'of families or of the groups {", ".join(GROUPS)}, e.g. {{"training": 0.25}}. A '
+            "family that is not to be drawn at all is left out of the families, or in leave_out."
         )
-    groups = {name: weight for name, weight in weights.items() if name in GROUPS}
-    of_groups = {family: float(w) for name, w in groups.items() for family in GROUPS[name]}
-    return of_groups | {name: float(w) for name, w in weights.items() if name not in GROUPS}
+    of_groups: dict[str, float] = {}
+    own: dict[str, float] = {}
+    for name, weight in weights.items():
+        if name not in GROUPS and name not in FAMILIES:
+            raise UnknownNameError("task family", name, (*FAMILIES, *GROUPS))
+        found = {f: float(weight) for f in GROUPS.get(name, (name,)) if f in families}
+        if not found:
+            raise ConfigurationError(
+                f"{what} names {name}, which is none of the families that are drawn. Name some of "
+                f"{', '.join(families)}, or a group that they belong to."
+            )
+        (of_groups if name in GROUPS else own).update(found)
+    return of_groups | own
 
 
 def available(families: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from ..env.frontier import POOL_FRONTIER, cache_key
 from ..env.pool import TaskPool, TaskSpec, build_pool, draw_specs, seconds_per_run_step
 from ..inner_tasks.registry import get_task
 from .experts import expert_name
-from .families import BEYOND_FAMILIES, available, spread
+from .families import BEYOND_FAMILIES, available, weights_by_family
 from .imitation import ImitationConfig
 from .train_config import TrainConfig
 
@@ -75,7 +75,7 @@ def make_pools(
 
     Args:
         config: What to train.
-        processes: Frontiers measured at once.
+        processes: Frontiers measured at once, and on the CPU costs.
         progress: Called with done, total and the task's name.
         device: Of the inner runs, whose cost is measured there.
         costs: Whether to measure it; a training that is resumed has the weights that came of it.
@@ -99,7 +99,7 @@ def make_pools(
         cost_processes=min(processes, os.cpu_count() or 1) if device == "cpu" else 1,
         steps_power=config.steps_power,
         cost_power=config.cost_power,
-        family_weights=spread(config.family_weights, "family_weights"),
+        family_weights=weights_by_family(config.family_weights, config.trained, "family_weights"),
     )
     if not valid_specs:
         return pool, None

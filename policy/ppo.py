@@ -129,10 +129,11 @@ def read_checkpoint(folder: Path, config: PPOConfig) -> dict[str, Any]:
     state = read_state(path)
     theirs, fingerprint = state["config"], state["fingerprint"]
     if fingerprint != config.fingerprint():
+        ours = config.to_json()
         other = [
-            f"{k}: {theirs.get(k)!r}, now {v!r}"
-            for k, v in config.to_json().items()
-            if theirs.get(k) != v and k not in FREE
+            f"{k}: {theirs.get(k)!r}, now {ours.get(k)!r}"
+            for k in {**theirs, **ours}
+            if theirs.get(k) != ours.get(k) and k not in FREE
         ]
         raise ResumeError(
             f"{path} is of another configuration ("

@@ -19,7 +19,7 @@ from ..core.features import FEATURES
 from ..env.config import EnvConfig
 from ..env.frontier import Frontier
 from ..env.pool import Entry, TaskPool, TaskSpec
-from ..env.privileged import MAX_TASKS
+from ..env.privileged import FAMILY_CODES, MAX_TASKS
 from ..env.privileged import VERSION as PRIVILEGED_VERSION
 from ..env.sb3 import Sb3VecEnv
 from ..env.sharded import ShardedVectorEnv
@@ -154,17 +154,26 @@ class Trainer(PPOTrainer[Policy]):
         """
         places = {task: i for i, task in enumerate(dict.fromkeys(str(row[0]) for row in theirs))}
         names = list(dict.fromkeys(str(row[0]) for row in self._tasks()))
-        by_family = [len(tasks) > MAX_TASKS for tasks in (places, names)]
+        start, width = len(FEATURES), self.model.policy.state_dict()[READS_TASK].shape[1]
+        mine = len(names) if len(names) <= MAX_TASKS else FAMILY_CODES
+        # by its width: in how many tasks it is told each of them has changed
+        n = weight.shape[1] - (width - mine)
+        if n not in (len(places), FAMILY_CODES):
+            raise ConfigurationError(
+                f"The critic in {folder} is of another size: {n} of its columns tell {len(places)} "
+                "tasks. Begin from its policy alone, NAME.json."
+            )
+        by_family = [n != len(places), mine != len(names)]
         if all(by_family):
             return weight  # its columns are of families, by their names
         if any(by_family):
+            told = ["families alone" if each else "each task" for each in by_family]
             raise ConfigurationError(
-                f"The critic in {folder} tells {len(places)} tasks apart, this training has "
-                f"{len(names)}; beyond {MAX_TASKS} a critic is told families alone. Begin from its "
-                "policy alone, NAME.json."
+                f"The critic in {folder} is told {told[0]} ({len(places)} tasks), that of this "
+                f"training {told[1]} ({len(names)}; up to {MAX_TASKS} are told apart). Begin from "
+                "its policy alone, NAME.json."
             )
-        start = len(FEATURES)
-        codes, rest = weight[:, start : start + len(places)], weight[:, start + len(places) :]
+        codes, rest = weight[:, start : start + n], weight[:, start + n :]
         moved = weight.new_zeros(len(weight), len(names))
         for i, name in enumerate(names):
             if name in places:
@@ -276,6 +285,16 @@ class Trainer(PPOTrainer[Policy]):
                 f"{len(self.pool)}; they differ in {', '.join(task for task, _ in other[:5])}"
                 f"{', ...' if len(other) > 5 else ''}. Point LHOPT_DATA at the data it was started "
                 "with, or use another folder."
+            )
+        theirs, mine = (
+            weights[READS_TASK].shape
+            for weights in (state["policy"], self.model.policy.state_dict())
+        )
+        if theirs != mine:
+            raise ResumeError(
+                f"The critic in {self.folder / CHECKPOINT} sees {theirs[1]} columns, today's "
+                f"{mine[1]}: its version of lhopt told it families in place of {len(self.pool)} "
+                "tasks. Begin from its policy: --from NAME.json, in another folder."
             )
 
 

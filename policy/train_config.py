@@ -15,7 +15,7 @@ from ..core.errors import ConfigurationError
 from ..env.config import EnvConfig
 from ..env.privileged import VERSION as PRIVILEGED_VERSION
 from .artifact import Selection
-from .families import TRAIN_FAMILIES, VALID_FAMILIES, named, spread
+from .families import TRAIN_FAMILIES, VALID_FAMILIES, named, weights_by_family
 from .imitation import ImitationConfig
 from .ppo import PPOConfig
 
@@ -42,8 +42,8 @@ class TrainConfig(PPOConfig):
             anyway are worth winning by more; where all runs of a group are below the lower one,
             nothing is learned. An evaluation reads no further than `EVALUATION_BOUNDS` either.
         reward_floor: See `Sb3VecEnv`'s `floor`, in octaves; 0 divides by nothing.
-        family_weights: How many times as often the tasks of a family, or of each family of a
-            group, are drawn as they would be; 1 for those that it does not name. A training that
+        family_weights: Sampling weights, relative to one another: a factor on how often a family,
+            or each family of a group, is drawn; 1 for those that it does not name. A training that
             goes on from what knows most of its families may turn to the others.
         tasks_per_family: Tasks drawn from each.
         keep_blunt: See `build_pool`: train on, and evaluate with, tasks whose tuned baseline gains
@@ -105,14 +105,9 @@ class TrainConfig(PPOConfig):
                 f"{', '.join(sorted(both))} in families and in valid_families: a checkpoint that "
                 "is chosen by what it was trained on is chosen for having learned it by heart."
             )
-        weights = spread(self.family_weights, "family_weights")
-        if other := [family for family in weights if family not in self.trained]:
-            raise ConfigurationError(
-                f"family_weights names {', '.join(other)}, which this training has not. Families "
-                "or groups that it is trained on are wanted."
-            )
-        if not any(weights.get(family, 1.0) for family in self.trained):
-            raise ConfigurationError("family_weights leaves no family with a weight above 0.")
+        weights_by_family(self.family_weights, self.trained, "family_weights")
+        weights = {name: float(weight) for name, weight in self.family_weights.items()}
+        object.__setattr__(self, "family_weights", weights)  # 1 and 1.0 are one setting
         self._check_bounds()
         if not 0.0 <= self.reward_floor < np.inf or (self.reward_floor and not self.baseline):
             raise ConfigurationError(

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from lhopt.env.frontier import (
     measure_frontier,
 )
 from lhopt.env.pool import TaskSpec, build_pool, seconds_per_run_step
+from lhopt.env.workers import each
 from lhopt.inner_tasks import get_task
 from lhopt.optimizers.update import ADAMW
 
@@ -245,18 +247,40 @@ def test_a_pool_leaves_out_blunt_tasks_and_says_so(
     assert all(e.frontier.resolution <= 1e-3 * (1 + 1e-6) for e in kept.entries)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_what_tasks_cost_is_measured_by_several_processes(
+@pytest.mark.parametrize("processes", [1, 2, 64])
+def test_what_tasks_cost_is_measured_by_so_many_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
+    asked: list[int] = []
+
+    def noted(work: Any, jobs: Any, processes: int) -> Any:
+        asked.append(processes)
+        return each(work, jobs, min(processes, 2))
+
     monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
-    specs = [TaskSpec(f"noisy-quadratic/{i}", 20) for i in (3, 4, 5)]
-    cost = partial(seconds_per_run_step, rule=ADAMW, n_runs=4)
+    monkeypatch.setattr("lhopt.env.pool.each", noted)
+    specs = [TaskSpec(f"noisy-quadratic/{i}", 20) for i in range(8)]
     told: list[str] = []
     pool = build_pool(
-        specs, config=TINY, max_resolution=10, cost=cost, cost_processes=processes,
-        cost_power=1.0, progress=lambda i, n, name: told.append(name),
+        specs, config=TINY, max_resolution=10, cost_processes=processes,
+        cost=partial(seconds_per_run_step, rule=ADAMW, n_runs=4),
+        progress=lambda i, n, name: told.append(name),
     )  # fmt: skip
-    assert [e.cost for e in pool.entries] != [1.0] * len(pool)
-    assert all(0 < e.cost < 1 for e in pool.entries)
+    assert len(pool) > 1
+    assert asked == [min(processes, len(pool))]
+    assert len({e.cost for e in pool.entries}) > 1
+    assert all(0.0 < e.cost < 1.0 for e in pool.entries)
     assert told[len(specs) :] == [f"cost of {e.spec.task}" for e in pool.entries]
+
+
+def test_a_pools_weights_are_those_of_its_families(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
+    specs = [TaskSpec(name, 20) for name in (TASK, "teacher-regression/1")]
+    plain, turned = (
+        build_pool(specs, config=TINY, keep_blunt=True, family_weights=weights).weights
+        for weights in (None, {"teacher-regression": 3.0})
+    )
+    assert len(plain) == 2
+    assert turned[1] / turned[0] == pytest.approx(3.0 * plain[1] / plain[0])

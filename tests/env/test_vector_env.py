@@ -303,14 +303,17 @@ def test_tasks_of_a_pool_are_made_when_they_are_first_asked_for(
 
     monkeypatch.setattr(module, "get_task", counted)
     frontier = Frontier("x", 1, (0.5, 1.0), (1.0, 0.5), (0.1, 0.1), 0.1, 2.0)
-    names = [f"noisy-quadratic/{i}" for i in range(6)]
+    names = [f"noisy-quadratic/0{i}" for i in range(6)]  # not quite as tasks write their names
     entries = [module.Entry(module.TaskSpec(name, 40), None, frontier) for name in names]
-    env = HyperparameterVectorEnv(TaskPool(entries), EnvConfig(), n_buckets=2, runs_per_bucket=2)
+    config = EnvConfig(privileged=True)
+    env = HyperparameterVectorEnv(TaskPool(entries), config, n_buckets=2, runs_per_bucket=2)
     assert not made
     env.reset(seed=1)
     drawn = {episode.task.name for episode in env._episodes}
-    assert sorted(made) == sorted(drawn)
+    assert sorted(name.replace("/0", "/") for name in made) == sorted(drawn)
+    assert {entry.name for entry in entries} >= drawn
     assert entries[0].task is entries[0].task
+    env.load_state(env.state())
 
 
 def test_cost_evens_out_what_families_take() -> None:

@@ -92,7 +92,7 @@ def test_resuming_on_other_tasks_is_refused(pool: TaskPool, tmp_path: Path) -> N
         (["--set", 'imitation={"trails": 3}'], "ImitationConfig"),
         (["--config", "no/such.json"], "cannot be read"),
         (["--set", "group_size=1"], "at least 2 runs"),
-        (["--set", 'family_weights={"trainig": 2}'], "trainig, which this training has not"),
+        (["--set", 'family_weights={"trainig": 2}'], "Nearest: training"),
         (["--set", "family_weights=2"], "family_weights is 2"),
         (["--updates", "0"], "updates must be >= 1"),
         (["--set", "start=3"], "start is 3"),

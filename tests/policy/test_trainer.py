@@ -17,7 +17,6 @@ from lhopt.core.features import FEATURES
 from lhopt.core.feedback import Feedback
 from lhopt.env.config import EnvConfig
 from lhopt.env.pool import Entry, TaskPool
-from lhopt.env.privileged import MAX_TASKS
 from lhopt.policy.artifact import load, save
 from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, run
 from lhopt.policy.imitation import ACTOR
@@ -331,12 +330,24 @@ def test_a_critic_finds_its_tasks_among_those_of_another_training(
     assert torch.equal(after[:, n + 2], before[:, n])
     assert torch.equal(after[:, n + 3 :], before[:, n + 2 :])
 
-    path = tmp_path / "first" / "checkpoint.pt"
-    state = torch.load(path, weights_only=False)
-    many = [[f"noisy-quadratic/{i}", 20] for i in range(MAX_TASKS + 1)]
-    torch.save({**state, "tasks": many}, path)
-    with pytest.raises(ConfigurationError, match="told families alone"):
-        Trainer(config, tmp_path / "third", wider, pool).warm_start()
+
+def test_a_critic_that_was_told_families_is_refused_where_tasks_are_told_apart(
+    pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:  # a version of lhopt that told fewer tasks apart
+        patched.setattr("lhopt.env.privileged.MAX_TASKS", 1)
+        Trainer(CONFIG, tmp_path / "first", pool, pool).learn()
+    config = replace(CONFIG, start=str(tmp_path / "first"), critic_warmup=0)
+    with pytest.raises(ConfigurationError, match=r"families alone \(2 tasks\).*each task \(2;"):
+        Trainer(config, tmp_path / "second", pool, pool).warm_start()
+    with pytest.raises(ResumeError, match="told it families in place of 2 tasks"):
+        Trainer(CONFIG, tmp_path / "first", pool, pool).resume()
+    for name in ("lhopt.env.privileged.MAX_TASKS", "lhopt.policy.train.MAX_TASKS"):
+        monkeypatch.setattr(name, 1)
+    second = Trainer(config, tmp_path / "second", pool, pool)
+    second.warm_start()  # families here too
+    before = torch.load(tmp_path / "first" / "checkpoint.pt", weights_only=False)["policy"]
+    assert torch.equal(second.model.policy.state_dict()[READS_TASK], before[READS_TASK])
 
 
 def test_a_policy_that_reads_fewer_features_goes_on_as_it_was(
