@@ -30,20 +30,22 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="what changes beside a policy's decisions would bring, for all tasks and per task",
         description="Steer runs of every task with the policy, then again with a factor on what it "
         "steers, or another part of the update rule, which it is not told of, though it sees what "
-        "comes of it. What helps task by task is what it could have known better; what helps no "
-        "task on data that it was trained on, more training on those will hardly find. Some 10 "
-        "seconds for a task of 300 steps and each change.",
+        "comes of it, or held. What helps task by task is what it could have known better; what "
+        "helps no task on data that it was trained on, more training on those will hardly find. "
+        "Some 10 seconds for a task of 300 steps and each change.",
     )
     parser.add_argument("policy", metavar="PATH_OR_NAME", help="the policy")
     parser.add_argument(
         "--change",
-        metavar="NAME=VALUE[@SHARE]",
+        metavar="CHANGE",
         nargs="+",
         default=[],
-        help="a control and the factor on it (a shift, for clip_ratio), within the control's "
-        "bounds, from the first decision after a tenth of the run on or after that share of it, as "
-        "learning_rate=0.5@0.5; or a field of the update rule (lhopt.optimizers.StepRule) and its "
-        "value for the whole run, as cautious=false; without any, the policy's own speed alone",
+        help="NAME=VALUE[@SHARE]: a control and the factor on it (a shift, for clip_ratio), within "
+        "the control's bounds, from the first decision after a tenth of the run on or after that "
+        "share of it, as learning_rate=0.5@0.5; or a field of the update rule "
+        "(lhopt.optimizers.StepRule) and its value for the whole run, as cautious=false; or hold: "
+        "the default schedule alone in place of the policy, under its feedback; without any, the "
+        "policy's own speed alone",
     )
     parser.add_argument(
         "--families",

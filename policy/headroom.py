@@ -28,11 +28,13 @@ from ..inner_tasks.registry import family_of, get_task
 from ..optimizers.update import StepRule
 from .artifact import Policy
 from .compare import check_runs, data_met, drawn_specs
-from .evaluate import closed_loop, denormals_flushed, spread
+from .evaluate import closed_loop, denormals_flushed, hold, spread
 from .train_config import TrainConfig
 
 #: Seeds of the runs: none that frontiers, experts, a training's evaluation or a comparison use.
 FIRST_SEED = 8000
+#: The change that puts the default schedule alone in place of the policy, under its feedback.
+HOLD = "hold"
 #: Share of a run before a factor takes hold, if none is given: some of the policy's own decisions.
 AFTER = 0.1
 _WORDS = {"true": True, "false": False}
@@ -180,7 +182,9 @@ def parse_change(text: str, rule: StepRule) -> Perturbation:
     name, equals, given = text.partition("=")
     value, at, share = given.partition("@")
     if not equals:
-        raise ConfigurationError(f"{text!r} changes nothing; NAME=VALUE or NAME=VALUE@SHARE does.")
+        raise ConfigurationError(
+            f"{text!r} changes nothing; NAME=VALUE, NAME=VALUE@SHARE or {HOLD} does."
+        )
     if name in CONTROLS:
         number = _number(text, value)
         scales = CONTROLS[name].kind == "scale"
@@ -241,7 +245,7 @@ def headroom(
 
     Args:
         policy: Whose headroom it is.
-        changes: Each as `parse_change` reads it.
+        changes: Each as `parse_change` reads it, or `HOLD`.
         config: Tasks and starts.
         processes: Tasks run at once.
         progress: Called with done, total and the task's name: for the frontiers, then the runs.
@@ -250,8 +254,11 @@ def headroom(
         ConfigurationError: As `parse_change`; or the optimizer lacks a control; or no task is left.
     """
     env = EnvConfig(optimizer=policy.optimizer, feedback=policy.feedback, averages=config.averages)
-    perturbations = [parse_change(text, env.steered.rule) for text in changes]
-    for text, one in zip(changes, perturbations, strict=True):
+    perturbations = [
+        (text, Perturbation() if text == HOLD else parse_change(text, env.steered.rule))
+        for text in changes
+    ]
+    for text, one in perturbations:
         if missing := set(one.shifts) - set(env.steered.start):
             raise ConfigurationError(
                 f"{text!r}: {policy.optimizer} has no {min(missing)}; it has "
@@ -295,7 +302,7 @@ def _specs(config: HeadroomConfig, optimizer: str) -> list[TaskSpec]:
 def _speeds(
     job: tuple[TaskSpec, Frontier],
     policy: Policy,
-    perturbations: Sequence[Perturbation],
+    perturbations: Sequence[tuple[str, Perturbation]],
     env: EnvConfig,
     config: HeadroomConfig,
 ) -> FloatArray:
@@ -303,11 +310,11 @@ def _speeds(
     spec, frontier = job
     entry = Entry(spec, get_task(spec.task), frontier)
 
-    def measured(change: Perturbation | None) -> FloatArray:
+    def measured(text: str = "", change: Perturbation | None = None) -> FloatArray:
         found = spread(
             entry,
             env,
-            lambda episode: closed_loop(policy, episode.n_runs),
+            lambda episode: hold if text == HOLD else closed_loop(policy, episode.n_runs),
             first_seed=FIRST_SEED,
             n_runs=config.runs,
             decades=config.decades,
@@ -318,4 +325,4 @@ def _speeds(
         return np.clip(found.log2_speed, *config.bounds)
 
     with denormals_flushed():
-        return np.stack([measured(change) for change in (None, *perturbations)])
+        return np.stack([measured(), *(measured(*row) for row in perturbations)])

@@ -11,6 +11,7 @@ import pytest
 
 from lhopt.cli.main import main
 from lhopt.core.errors import ConfigurationError, UnknownNameError
+from lhopt.core.types import FloatArray
 from lhopt.env.episode import Perturbation
 from lhopt.optimizers.update import ADAMW, STEERABLE
 from lhopt.policy.artifact import Policy, save
@@ -106,6 +107,25 @@ def test_it_is_measured_beside_the_policy(make: Callable[..., Policy]) -> None:
     told = headroom(policy, changes[1:2], replace(SHORT, tells_slope=True, averages=True))
     (chosen,) = told.speeds.values()
     assert chosen[0].tolist() != found.speeds["grammar-mlp/7004"][0].tolist()
+
+
+def test_the_policy_is_measured_against_holding_the_default(make: Callable[..., Policy]) -> None:
+    one, other = make(), make(seed=1)
+    (rows,), (others,) = (
+        headroom(policy, ["hold", "hold", "eps=1"], SHORT).speeds.values()
+        for policy in (one, other)
+    )
+    assert rows[0].tolist() != others[0].tolist()
+    assert rows[1].tolist() == rows[2].tolist() == others[1].tolist() != rows[0].tolist()
+    silent = replace(one, weights={**one.weights, "head.weight": 0 * one.weights["head.weight"],
+                                   "head.bias": noops(one)})  # fmt: skip
+    assert headroom(silent, ["hold"], SHORT).idle(1)
+
+
+def noops(policy: Policy) -> FloatArray:
+    """A head's bias that leaves no doubt."""
+    rows = [np.where(control.deltas == 0.0, 99.0, 0.0) for control in policy.controls]
+    return np.concatenate(rows).astype(np.float32)
 
 
 def test_what_cannot_be_measured_is_refused(policy: Policy) -> None:
