@@ -26,6 +26,7 @@ from ..inner_tasks.engine import BatchedRuns, Settings
 from ..optimizers.update import StepRule
 from ..policy.runtime import bounded, opening
 from .config import EnvConfig
+from .denormals import denormals_flushed
 from .frontier import Frontier
 
 
@@ -284,6 +285,7 @@ class Episode:
         given = {k: v.copy() for k, v in named.items() if not np.isnan(v).all()}
         return replace(Settings(), **given)
 
+    @denormals_flushed()
     def _run_interval(self) -> FloatArray:
         n = min(self.interval, self.steps - self.done)
         before = self.runs.flat.clone()

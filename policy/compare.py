@@ -26,7 +26,7 @@ from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import each
 from ..inner_tasks.registry import FAMILIES, family_of, get_task
 from .artifact import Policy
-from .evaluate import Controller, closed_loop, denormals_flushed, hold, spread
+from .evaluate import Controller, closed_loop, hold, spread
 from .families import COMPARE_FAMILIES, VALID_FAMILIES, available
 from .folds import source
 from .lineage import families_met, families_trained_on, lineage
@@ -344,8 +344,7 @@ def _speeds(
     columns: list[tuple[Policy | None, Feedback | None]] = [(p, p.feedback) for p in policies]
     if config.feedback:
         columns += [(policy, Feedback(config.feedback)) for policy in (*policies, None)]
-    with denormals_flushed():
-        rows = [measured(*column) for column in (*columns, (None, None))]
+    rows = [measured(*column) for column in (*columns, (None, None))]
     plain = [row[0] for row in rows]
     chosen = [row[1] for row in rows] if config.averages else []
     return np.array([*plain[:-1], *chosen, plain[-1]])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ..core.actions import COLUMN, N_CONTROLS
 from ..core.controls import Control
@@ -188,17 +186,3 @@ def run(
         episode.diverged,
         np.stack(actions),
     )
-
-
-@contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Numbers below the smallest normal one are 0.
-
-    Nets that know their data by heart have gradients whose squares are of that kind, at which a
-    processor takes ten times as long.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)

@@ -28,7 +28,7 @@ from ..inner_tasks.registry import family_of, get_task
 from ..optimizers.update import StepRule
 from .artifact import Policy
 from .compare import check_runs, data_met, drawn_specs
-from .evaluate import closed_loop, denormals_flushed, hold, spread
+from .evaluate import closed_loop, hold, spread
 from .train_config import TrainConfig
 
 #: Seeds of the runs: none that frontiers, experts, a training's evaluation or a comparison use.
@@ -324,5 +324,4 @@ def _speeds(
         )
         return np.clip(found.log2_speed, *config.bounds)
 
-    with denormals_flushed():
-        return np.stack([measured(), *(measured(*row) for row in perturbations)])
+    return np.stack([measured(), *(measured(*row) for row in perturbations)])
