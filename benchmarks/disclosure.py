@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from ..policy.artifact import Policy
+from ..policy.lineage import lineage
 from .held_out import policy_overlaps
 from .summary import Section
 
@@ -94,10 +96,19 @@ def _policy(optimizer: str, policy: Policy) -> dict[str, Any]:
         "name": policy.name,
         "digest": policy.digest,
         "training_cpu_seconds": training.get("cpu_seconds"),
+        "all_cpu_seconds": _cpu_seconds(training),
         "training_tasks": None if tasks is None else len(tasks),
         "training_families": training.get("config", {}).get("families"),
         "held_out_rule": policy_overlaps(policy.name, training),
     }
+
+
+def _cpu_seconds(training: Mapping[str, Any]) -> float | None:
+    """Of a training and of all that it came from; None if one of them does not say."""
+    stages = {json.dumps(stage, sort_keys=True, default=str): stage for stage in lineage(training)}
+    if not stages or any(stage.get("cpu_seconds") is None for stage in stages.values()):
+        return None
+    return float(sum(stage["cpu_seconds"] for stage in stages.values()))
 
 
 def text(disclosed: Mapping[str, Any]) -> str:
@@ -118,10 +129,13 @@ def text(disclosed: Mapping[str, Any]) -> str:
             lines.append(f"  Baseline {strength}: {_trials(tier['tasks'], strength)}")
     for policy in disclosed["policies"]:
         seconds, tasks = policy["training_cpu_seconds"], policy["training_tasks"]
+        every = policy["all_cpu_seconds"]
         lines.append(
             f"Policy {policy['name']} {policy['digest'][:12]} for {policy['optimizer']}: trained "
             f"in {'unknown' if seconds is None else f'{seconds:,.0f}'} CPU seconds on "
-            f"{'an unknown number of' if tasks is None else tasks} tasks."
+            f"{'an unknown number of' if tasks is None else tasks} tasks"
+            + ("" if every in (None, seconds) else f" ({every:,.0f} with what it began from)")
+            + "."
             + _rule(policy["held_out_rule"])
         )
     return "\n".join(lines)

@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     create.add_argument("--name", required=True, help="whose key it is, for people")
     listing = actions.add_parser("list", help="show every key, without secrets")
     revoke = actions.add_parser("revoke", help="make a key worthless")
-    revoke.add_argument("short", help="its short id, as `lhopt keys list` shows it")
+    revoke.add_argument("short", metavar="ID", help="its short id, as `lhopt keys list` shows it")
     for action in (create, listing, revoke):
         action.add_argument(
             "--database",

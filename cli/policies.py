@@ -181,10 +181,10 @@ def run(args: argparse.Namespace) -> int:
             return max([_verify(name) for name in args.policies])
         return _list()
     except (UnknownNameError, ConfigurationError) as error:
-        print(error, file=sys.stderr)
+        print(f"lhopt policies: {error}", file=sys.stderr)
         return 2
     except ArtifactError as error:
-        print(error, file=sys.stderr)
+        print(f"lhopt policies: {error}", file=sys.stderr)
         return 1
 
 
@@ -281,6 +281,11 @@ def _feedback(args: argparse.Namespace) -> int:
             raise ConfigurationError(f"--set {item}: {text!r} is not a number.") from error
     if args.none and given:
         raise ConfigurationError("--none takes the feedback away; leave --set out.")
+    if not args.none and "gain" not in given:
+        raise ConfigurationError(
+            "No gain is given, and it has no default: add --set gain=200, as `steerable` has it, "
+            "or --none to take the feedback away."
+        )
     feedback = None if args.none else Feedback.read(given)
     made = with_feedback(_find(args.policy), feedback, args.name)
     path = save(made, args.folder)
@@ -308,15 +313,9 @@ def _moved(policy: Policy) -> str:
 
 def _find(name: str) -> Policy:
     """A bundled policy by name, or any by path."""
-    from ..policy.artifact import load
-    from ..policy.bundled import FOLDER, names
+    from ..policy.bundled import find
 
-    if name in names():
-        return load(FOLDER / name)
-    path = Path(name)
-    if path.name != name or path.suffix in (".json", ".safetensors") or path.exists():
-        return load(path)
-    raise UnknownNameError("bundled policy", name, names())
+    return find(name)
 
 
 def _list() -> int:

@@ -43,7 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--policies",
         type=Path,
         metavar="DIR",
-        help="folder of NAME.json and NAME.safetensors to serve beside the bundled policies",
+        help="folder of NAME.json and NAME.safetensors to serve before the bundled policies; of "
+        "several for one optimizer the first by file name is the default",
     )
     parser.add_argument(
         "--durability",
@@ -91,7 +92,11 @@ def _serve(settings: Settings, services: Services, listening: socket.socket) -> 
 
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{listening.getsockname()[1]}"
-    policies = ", ".join(policy.name for policy in services.catalog.all())
+    served = services.catalog.all()
+    names = [policy.name for policy in served]
+    policies = ", ".join(
+        f"{one.name} {one.digest[:12]}" if names.count(one.name) > 1 else one.name for one in served
+    )
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

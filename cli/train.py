@@ -71,9 +71,9 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--from", dest="start", metavar="PATH",
-        help="a policy file, NAME.json, to begin from instead of imitating; or the folder of a "
-        "training (its checkpoint is trusted like code), to begin from what it exported with "
-        "its critic",
+        help="a policy to begin from instead of imitating, bundled or NAME.json; or the folder "
+        "of a training (its checkpoint is trusted like code), to begin from what it exported "
+        "with its critic",
     )  # fmt: skip
     parser.add_argument(
         "--fold", metavar="K/N",
@@ -109,7 +109,7 @@ def _run(args: argparse.Namespace) -> int:
 
         from ..inner_tasks.engine import checked_device
         from ..policy.pools import make_pools
-        from ..policy.train import Trainer
+        from ..policy.train import Trainer, check_start
     except ImportError as error:
         raise MissingExtraError(error.name or "a package of the extra", "train") from error
     if args.keep_measured:
@@ -125,6 +125,8 @@ def _run(args: argparse.Namespace) -> int:
     checked_device(args.device)
     config = read_config(args)
     _check_folder(args, config)  # before the frontiers, which may take long
+    if not args.resume:
+        check_start(config)
     print(f"lhopt train: {config.name} for {config.optimizer}, {config.updates} updates")
     with tqdm(desc="frontiers", unit="task", leave=False) as bar:
 
@@ -280,10 +282,9 @@ def _warm_start(trainer: PPOTrainer[A]) -> bool:
         if trainer.started and (trainer.folder / CHECKPOINT).exists():
             kept = "It was complete and is saved: add --resume to go on."
         else:
-            kept = (
-                "No checkpoint was written. The experts found so far are kept in "
-                f"{cache_folder()}, so the same command again is quick to come back to here."
-            )
+            kept = "No checkpoint was written: the same command again imitates anew."
+            if cache_folder().exists():
+                kept += f" What was measured so far is kept in {cache_folder()}."
         print(f"lhopt train: stopped in the warm start. {kept}", file=sys.stderr)
         return False
     return True

@@ -95,13 +95,13 @@ class Hyperparameters:
                 self._write(name, moved)
         self._remember()
 
-    def foreign(self, names: Sequence[str] | None, *, tensors: bool) -> list[str]:
+    def foreign(self, names: Sequence[str], *, tensors: bool) -> list[str]:
         """Controls that hold another value than the one we wrote; `tensors` asks devices too.
 
         A scheduler that was declared may write the learning rate.
         """
         out = []
-        for name in self._written if names is None else names:
+        for name in names:
             written = self._written.get(name, ())
             if name in self.lost or (name == RATE and self.scheduler is not None):
                 continue

@@ -82,13 +82,16 @@ class Steering:
         return self._backend.needs_slope()
 
     def watch(self, names: Sequence[str] | None, *, tensors: bool) -> None:
-        """Let go of controls that somebody else writes."""
-        for name in self.hyperparameters.foreign(names, tensors=tensors):
+        """Let go of controls that somebody else writes; what is not steered anybody may write."""
+        steered = self._backend.steered()
+        watched = steered if names is None else [name for name in names if name in steered]
+        for name in self.hyperparameters.foreign(watched, tensors=tensors):
             self.hyperparameters.lost.add(name)
             self._notices.warn(
                 f"foreign:{name}",
                 "lhopt: %s was changed by somebody else; the Tuner leaves it alone from now on. "
-                "If a scheduler does it, pass scheduler=... to Tuner.",
+                "If a scheduler does it, pass scheduler=... to Tuner, or frozen={%r}.",
+                name,
                 name,
             )
 

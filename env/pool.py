@@ -6,10 +6,8 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from zlib import crc32
 
 import numpy as np
@@ -226,24 +224,12 @@ def build_pool(
     config = config or FrontierConfig()
     work = partial(_ready, config=config)
     frontiers: list[Frontier | str] = []
-
-    def note(i: int) -> None:
+    for spec, found in zip(
+        specs, each(work, specs, max(1, min(processes, len(specs)))), strict=True
+    ):
+        frontiers.append(found)
         if progress:
-            progress(i + 1, len(specs), specs[i].task)
-
-    if processes > 1:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            try:
-                for i, frontier in enumerate(pool.map(work, specs)):
-                    frontiers.append(frontier)
-                    note(i)
-            except BaseException:  # leaving the block would wait for all that is queued
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    else:
-        for i, spec in enumerate(specs):
-            frontiers.append(work(spec))
-            note(i)
+            progress(len(frontiers), len(specs), spec.task)
     entries, left_out = [], []
     for spec, found in zip(specs, frontiers, strict=True):
         if isinstance(found, str):

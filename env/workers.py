@@ -195,12 +195,15 @@ def _end(workers: list[tuple[BaseProcess, Connection]]) -> None:
     for _, connection in workers:
         connection.close()
     deadline = time.monotonic() + _PATIENCE
-    for process, _ in workers:
-        process.join(max(deadline - time.monotonic(), 0.0))
-        if process.is_alive():
-            process.kill()
-            process.join()
-    workers.clear()
+    try:
+        for process, _ in workers:
+            process.join(max(deadline - time.monotonic(), 0.0))
+    finally:  # a second Ctrl-C has no patience, and must not leave any behind
+        for process, _ in workers:
+            if process.is_alive():
+                process.kill()
+                process.join()
+        workers.clear()
 
 
 def each(work: Callable[[Any], Any], jobs: Iterable[Any], processes: int) -> Iterator[Any]:

@@ -1,6 +1,13 @@
 """Optimizers: the steerable inner optimizer, and the others of that literature, all steerable."""
 
+from ..core.errors import MissingExtraError
 from ..core.optimizer_controls import OptimizerControl, controls
+
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise MissingExtraError("torch", "optimizers") from error
+
 from .agd import AGD, agd_init_
 from .graft import Graft
 from .hypergradient import SGDUpdate, hypergradient

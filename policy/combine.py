@@ -51,9 +51,14 @@ def combine(policies: Sequence[Policy], name: str) -> Policy:
             if getattr(policy, part) != getattr(first, part)
         ]
         if differ:
+            told = (
+                " `lhopt policies feedback` puts the one's under the other."
+                if "feedback" in differ
+                else ""
+            )
             raise ConfigurationError(
                 f"Policies {first.name!r} and {policy.name!r} differ in {', '.join(differ)}; "
-                "only policies that agree in them can be combined."
+                f"only policies that agree in them can be combined.{told}"
             )
     read = {feature for policy in policies for feature in policy.features}
     features = tuple(feature for feature in FEATURES if feature in read)

@@ -220,6 +220,11 @@ def compare(
             )  # fmt: skip
     specs = unseen(train, judged, config.families)
     short = [spec for spec in specs if spec.steps <= config.longest]
+    if specs and not short:
+        raise ConfigurationError(
+            f"No task is left: the {len(specs)} take {min(spec.steps for spec in specs)} steps at "
+            f"least, and longest is {config.longest}."
+        )
     pool = build_pool(
         short,
         config=POOL_FRONTIER,

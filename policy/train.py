@@ -26,6 +26,7 @@ from ..env.sharded import ShardedVectorEnv
 from ..env.vector import HyperparameterVectorEnv
 from ..env.workers import Workers
 from .artifact import Policy, load
+from .bundled import find, names
 from .evaluate import closed_loop, spread
 from .export import export, restore
 from .imitation import ACTOR, ImitationConfig, imitate
@@ -39,6 +40,49 @@ logger = logging.getLogger("lhopt")
 
 #: The critic's weights of what it sees.
 READS_TASK = "lstm_critic.weight_ih_l0"
+
+
+def check_start(config: TrainConfig) -> None:
+    """Refuse what a training cannot begin from, before anything is measured for it.
+
+    Raises:
+        ArtifactError, ResumeError: It is missing or cannot be read.
+        UnknownNameError: It is neither a path nor the name of a bundled policy.
+        ConfigurationError: That policy is of another optimizer, size or controls, or knows what
+            the training leaves out.
+    """
+    if config.start is None:
+        return
+    if _is_training(config.start):
+        state = read_state(Path(config.start) / CHECKPOINT)
+        _check_parent(load(Path(config.start) / f"{state['config']['name']}.json"), config)
+    else:
+        _check_parent(find(config.start), config)
+
+
+def _is_training(start: str) -> bool:
+    """Whether it is the folder of a training; a bundled policy's name means that policy."""
+    return start not in names() and Path(start).is_dir()
+
+
+def _check_parent(parent: Policy, config: TrainConfig) -> None:
+    met = sorted(set(config.leave_out) & families_met(parent.training))
+    if met:
+        raise ConfigurationError(
+            f"{config.start} was trained on {', '.join(met)}, which leave_out names: "
+            "nothing that comes of it can be judged by them. Begin from a policy of that fold."
+        )
+    mine = {
+        "optimizer": config.optimizer,
+        "controls": config.env_config().controls,
+        "hidden_size": config.lstm,
+    }
+    for what, wanted in mine.items():
+        if getattr(parent, what) != wanted:
+            raise ConfigurationError(
+                f"{config.start} is a policy with another {what} than this training's; "
+                "begin from one that `lhopt train` made with the same settings."
+            )
 
 
 class Trainer(PPOTrainer[Policy]):
@@ -105,10 +149,10 @@ class Trainer(PPOTrainer[Policy]):
         assert isinstance(policy, HyperparameterPolicy)
         if self.config.start is not None:
             start = Path(self.config.start)
-            if start.is_dir():
+            if _is_training(self.config.start):
                 self.parent = self._begin_from_training(start)
             else:
-                self.parent = self._begin_from(load(start))
+                self.parent = self._begin_from(find(self.config.start))
             self._warm_started(None, clock)
             return
         assert self.config.imitation is not None
@@ -186,19 +230,7 @@ class Trainer(PPOTrainer[Policy]):
 
     def _begin_from(self, parent: Policy) -> dict[str, Any]:
         """Take a policy's weights; what the manifest says about it."""
-        mine = self.export(best=False)
-        met = sorted(set(self.config.leave_out) & families_met(parent.training))
-        if met:
-            raise ConfigurationError(
-                f"{self.config.start} was trained on {', '.join(met)}, which leave_out names: "
-                "nothing that comes of it can be judged by them. Begin from a policy of that fold."
-            )
-        for what in ("optimizer", "controls", "hidden_size"):
-            if getattr(parent, what) != getattr(mine, what):
-                raise ConfigurationError(
-                    f"{self.config.start} is a policy with another {what} than this training's; "
-                    "begin from one that `lhopt train` made with the same settings."
-                )
+        _check_parent(parent, self.config)
         if parent.feedback != self.env_config.feedback:
             told = [
                 f.to_json() if f else "none" for f in (parent.feedback, self.env_config.feedback)

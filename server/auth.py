@@ -60,7 +60,9 @@ class KeyRing:
         key = matches(self._keys, token.strip()) if kind.lower() == "bearer" else None
         if key is None:
             came = "An unknown or revoked key came" if kind else "No key came"
-            raise _refused(f"{came}; send the header 'Authorization: Bearer lho_...'.")
+            active = any(row.revoked is None for row in self._keys.values())
+            made = "" if active else " Every key is revoked: 'lhopt keys create' makes another."
+            raise _refused(f"{came}; send the header 'Authorization: Bearer lho_...'.{made}")
         return key.short
 
 

@@ -69,14 +69,21 @@ def _too_large(limit: int) -> Problem:
     )
 
 
-async def parse(request: Request, model: type[M]) -> M:
+async def parse(request: Request, model: type[M], *, empty: bool = False) -> M:
     """The request's JSON body, checked.
+
+    Args:
+        request: What came.
+        model: Its shape.
+        empty: Whether no body at all, of whatever content type, is one without fields.
 
     Raises:
         Problem: 415 for another content type; 400 for what is no JSON, bare NaN and overflowing
             numbers included.
         ValidationError: It is JSON of another shape (answered 422).
     """
+    if empty and not await request.body():
+        return model()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise Problem(

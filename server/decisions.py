@@ -12,7 +12,7 @@ from ..core.errors import LhoptError, UnknownNameError
 from ..core.wire import decode_situation, decode_statistics
 from .body import parse
 from .deciding import Ask
-from .deps import Number, OwnerDep, ServicesDep, SessionId, body_of, problems
+from .deps import KEYED, Number, OwnerDep, ServicesDep, SessionId, body_of, problems
 from .models import (
     DecisionReply,
     HistoryItem,
@@ -26,7 +26,7 @@ from .services import Services
 from .sessions import owned
 from .store import lineage
 
-router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["decisions"])
+router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["decisions"], dependencies=[KEYED])
 _REFUSALS = problems(400, 404, 409, 410, 415, 422)
 
 

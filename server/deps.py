@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Request, Security
+from fastapi.security import HTTPBearer
 
 from .models import ProblemReply
 from .problems import Problem
@@ -44,6 +45,15 @@ def idempotency_key(request: Request) -> str | None:
 
 ServicesDep = Annotated[Services, Depends(_services)]
 OwnerDep = Annotated[str, Depends(_owner)]
+#: Tells OpenAPI of the key; `auth.KeyRing` is who checks it, before any route.
+KEYED = Security(
+    HTTPBearer(
+        scheme_name="key",
+        description="`Bearer lho_...`, as `lhopt keys create` prints it; none on a server without "
+        "keys.",
+        auto_error=False,
+    )
+)
 SessionId = Annotated[str, Path(max_length=64, description='"ses_" and 26 characters')]
 Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
 
@@ -54,7 +64,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"description": "Refused", "content": media} for code in (401, 413, 503, *codes)}
 
 
-def body_of(model: Any) -> dict[str, Any]:
+def body_of(model: Any, *, required: bool = True) -> dict[str, Any]:
     """OpenAPI entry of a body that `body.parse` reads."""
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": required, "content": content}}

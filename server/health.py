@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from .deps import ServicesDep, problems
+from .deps import KEYED, ServicesDep, problems
 from .problems import Problem
 from .store import StoreError
 
@@ -46,7 +46,7 @@ async def ready(request: Request, services: ServicesDep) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", responses=problems())
+@router.get("/metrics", responses=problems(), dependencies=[KEYED])
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus exposition."""
     counts = await asyncio.to_thread(services.store.counts)

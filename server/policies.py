@@ -8,11 +8,11 @@ from fastapi import APIRouter, Path
 
 from ..core.errors import UnknownNameError
 from ..policy.artifact import Policy
-from .deps import ServicesDep, problems
+from .deps import KEYED, ServicesDep, problems
 from .models import PolicyPage
 from .problems import Problem
 
-router = APIRouter(prefix="/v1/policies", tags=["policies"])
+router = APIRouter(prefix="/v1/policies", tags=["policies"], dependencies=[KEYED])
 
 
 @router.get("", responses=problems())

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from .body import parse
-from .deps import OwnerDep, ServicesDep, SessionId, body_of, idempotency_key, problems
+from .deps import KEYED, OwnerDep, ServicesDep, SessionId, body_of, idempotency_key, problems
 from .lifecycle import Created
 from .models import (
     CloseRequest,
@@ -29,7 +29,7 @@ from .refusals import no_session
 from .services import Services
 from .store import SessionRecord, Status, maker
 
-router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"], dependencies=[KEYED])
 
 
 @router.post(
@@ -90,13 +90,13 @@ async def fork_session(
 @router.post(
     "/{session_id}/close",
     responses=problems(400, 404, 409, 410, 415, 422),
-    openapi_extra=body_of(CloseRequest),
+    openapi_extra=body_of(CloseRequest, required=False),
 )
 async def close_session(
     request: Request, session_id: SessionId, services: ServicesDep, owner: OwnerDep
 ) -> SessionView:
     """The job is done: nothing more is decided, everything stays readable."""
-    body = await parse(request, CloseRequest)
+    body = await parse(request, CloseRequest, empty=True)
     lifecycle = services.lifecycle
     session = await services.engine.write(
         lambda: lifecycle.close(owner, session_id, body.outcome, attempt=body.attempt)

@@ -39,6 +39,27 @@ def bundled(name: str = DEFAULT) -> Policy:
     return load(FOLDER / name)
 
 
+def find(name: str) -> Policy:
+    """A bundled policy by name, or any by the path of its NAME.json or NAME.safetensors.
+
+    Raises:
+        UnknownNameError: No bundled policy has this name, and it is no path.
+        ConfigurationError: It is a folder.
+        ArtifactError, IncompatiblePolicyError: As `artifact.load`.
+    """
+    if name in names():
+        return load(FOLDER / name)
+    path = Path(name)
+    if path.is_dir() and not path.with_name(f"{path.name}.json").exists():
+        held = sorted(file.with_suffix(".json").name for file in path.glob("*.safetensors"))
+        raise ConfigurationError(
+            f"{name} is a folder; name one of its policies: {', '.join(held) or 'it has none'}."
+        )
+    if path.name != name or path.suffix in (".json", ".safetensors") or path.exists():
+        return load(path)
+    raise UnknownNameError("bundled policy", name, names())
+
+
 def for_optimizer(optimizer: str) -> Policy:
     """The policy trained for an optimizer, e.g. "torch.optim.AdamW"; else `DEFAULT`.
 

@@ -281,6 +281,23 @@ def test_the_disclosure_names_seeds_trials_edges_and_the_policies_training(
     assert report.disclosed["policies"][0]["digest"] == policy.digest
 
 
+def test_what_a_policy_cost_counts_each_training_that_it_came_from_once(
+    make_policy: Callable[..., Policy],
+) -> None:
+    first = {"cpu_seconds": 1000.0, "tasks": [["x", 100]]}
+    halves = [{"name": name, "training": first} for name in ("left", "right")]
+    own = {"cpu_seconds": 500.0, "tasks": [["x", 100]] * 3}
+    from_both = {**own, "from": {"training": {"cpu_seconds": 20.0, "combined": halves}}}
+    for training, says in (
+        (from_both, "in 500 CPU seconds on 3 tasks (1,520 with what it began from)."),
+        (own, "in 500 CPU seconds on 3 tasks."),
+        ({**own, "from": {"training": {"tasks": []}}}, "in 500 CPU seconds on 3 tasks."),
+    ):
+        policy = replace(make_policy(), training=training)
+        assert says in build([row(P, "a", 1.0)], TASKS, resamples=5,
+                             policies={policy.optimizer: policy}).text()  # fmt: skip
+
+
 def test_the_table_has_a_line_per_arm_and_a_dash_for_what_was_not_measured() -> None:
     rows = [row(P, task, 1.25, cost=1.25) for task in "ab"] + [row("muon", "a", 0.5)]
     lines = build(rows, TASKS, resamples=5).text().splitlines()

@@ -108,15 +108,37 @@ def test_an_interval_is_the_run_over_the_decisions(job: Any, policy: Policy) -> 
         tuner.close()
 
 
-def test_steps_beyond_the_end_change_nothing(job: Any, policy: Policy) -> None:
+def test_steps_beyond_the_end_change_nothing_and_are_told_once(
+    job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
     optimizer = torch.optim.AdamW(job.groups())
     tuner = Tuner(optimizer, 23, interval=5, policy=policy)
     job.run(optimizer, tuner, range(23))
     values = tuner.values
+    assert not caplog.records
     job.run(optimizer, tuner, range(23, 50))
     assert tuner.values == values
+    assert len(caplog.records) == 1
+    assert "goes on after total_steps=23" in caplog.text
     assert [r.step for r in tuner.history] == [0, 5, 10, 15, 20]
     tuner.close()
+
+
+def test_a_rate_of_0_is_told_unless_a_scheduler_raises_it_or_nobody_steers_it(
+    job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = torch.optim.AdamW(job.groups(lr=0.0))
+    Tuner(optimizer, 50, policy=policy, frozen={"learning_rate"}).close()
+    Tuner(torch.optim.AdamW(job.groups()), 50, policy=policy).close()
+    assert not caplog.records
+    Tuner(optimizer, 50, policy=policy).close()
+    assert "the learning rate is 0" in caplog.text
+    caplog.clear()
+    rising = torch.optim.AdamW(job.groups())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(rising, lambda step: min(step / 10, 1.0))
+    assert rising.param_groups[0]["lr"] == 0.0
+    Tuner(rising, 50, policy=policy, scheduler=scheduler).close()
+    assert not caplog.records
 
 
 def test_closing_stops_listening(job: Any, policy: Policy) -> None:

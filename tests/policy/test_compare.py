@@ -31,6 +31,13 @@ def test_equal_policies_are_equal_and_holding_stands_beside_them(policy: Policy)
     assert found.gaps()[1] == (0.0, 0.0, 0.0)
 
 
+def test_families_whose_tasks_are_all_too_long_are_refused_by_their_length(
+    policy: Policy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"take \d+ steps at least, and longest is 160"):
+        compare({"one": policy}, replace(SHORT, longest=160, families=("shells-mlp",)))
+
+
 def test_with_feedback_every_column_is_there_again_with_its_decay_moved(policy: Policy) -> None:
     config = replace(SHORT, tells_slope=True, feedback=200.0)
     found = compare({"one": policy}, config)

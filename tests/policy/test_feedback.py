@@ -277,7 +277,7 @@ def test_what_makes_no_sense_is_refused(steering: Policy, make: Make) -> None:
         with_feedback(fed, Feedback(1.0))
     with pytest.raises(ConfigurationError, match="does not steer the weight decay"):
         with_feedback(make(controls=get_controls(["learning_rate"])), Feedback(1.0))
-    with pytest.raises(ConfigurationError, match="differ in feedback"):
+    with pytest.raises(ConfigurationError, match=r"differ in feedback; .* policies feedback` puts"):
         combine([fed, steering], "both")
     for given in (
         {"gain": 0.0}, {"gain": float("nan")}, {"gain": True}, {"gain": 1, "limit": -1},
@@ -326,7 +326,9 @@ def test_the_command_writes_one_and_show_tells(
     assert load(tmp_path / "out" / "random").digest == steering.digest
     assert main(["policies", "feedback", out, f"{out}/random.json", "--none"]) == 2
     assert main([*back, "--set", "gain=1"]) == 2
-    assert main(["policies", "feedback", out, path]) == 2  # no gain
+    capsys.readouterr()
+    assert main(["policies", "feedback", out, path]) == 2
+    assert "add --set gain=200" in capsys.readouterr().err
     for wrong in ("gain=0", "gain=much", "limit=1", "strength=2"):
         assert main(["policies", "feedback", out, path, "--set", wrong]) == 2
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +124,61 @@ def test_a_training_begins_from_the_policy_that_is_named(
     assert main([*words, str(tmp_path / "none.json")]) != 0
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--from", "nope"], "Unknown bundled policy 'nope'"),
+        (["--from", "no/such.json"], "such.json is missing"),
+        (["--from", "{tmp}"], "checkpoint.pt does not exist"),
+        (["--from", "adamw"], "another optimizer"),
+        (["--from", "steerable", "--set", "lstm=8"], "another hidden_size"),
+        (["--from", "steerable", "--fold", "1/4"], "leave_out names"),
+    ],
+)
+def test_where_it_cannot_begin_is_said_before_anything_is_measured(
+    tmp_path: Path,
+    no_pools: None,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    words = [word.replace("{tmp}", str(tmp_path)) for word in words]
+    folder = tmp_path / "run"
+    assert main(["train", str(folder), "--optimizer", "lhopt.SteerableAdamW", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_while_frontiers_are_measured_leaves_nobody_behind(
+    tmp_path: Path, presses: int
+) -> None:
+    command = [
+        sys.executable, "-m", "lhopt.cli.main", "train", str(tmp_path / "run"),
+        "--set", 'families=["digits-mlp"]',
+    ]  # fmt: skip
+    environment = {**os.environ, "LHOPT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as ran:
+        assert ran.stderr is not None
+        seen = ""
+        while "task/s" not in seen:  # the bar stands, the workers run
+            seen += ran.stderr.read(1)
+        time.sleep(1.0)
+        for _ in range(presses):
+            os.killpg(ran.pid, signal.SIGINT)
+            time.sleep(0.05)
+        said = ran.communicate(timeout=30)[1]
+    if presses == 1:
+        assert ran.returncode == 130, said
+        assert "stopped before the first update" in said
+    else:  # the second may find it where nobody catches it: a shell says 130 of that too
+        assert ran.returncode in (130, -signal.SIGINT)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(ran.pid, 0)
+
+
 def test_settings_come_from_a_manifest_and_from_words(tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     told = replace(TrainConfig(), **SMALL).to_json()
@@ -156,9 +215,13 @@ def test_a_warm_start_that_is_stopped_says_what_is_kept_and_leaves_no_checkpoint
     assert main(words) == 130
     said = capsys.readouterr().err
     assert "experts" in said
-    assert "stopped in the warm start. No checkpoint was written." in said
-    assert str(tmp_path / "cache" / "frontiers") in said
+    assert "stopped in the warm start. No checkpoint was written" in said
+    cache = tmp_path / "cache" / "frontiers"
+    assert str(cache) not in said  # nothing was measured
     assert not (folder / "checkpoint.pt").exists()
+    cache.mkdir(parents=True)
+    assert main(words) == 130
+    assert f"kept in {cache}" in capsys.readouterr().err
 
     # the same command again goes through, and trains
     monkeypatch.setattr("lhopt.policy.train.imitate", lambda *_, **__: [0.5])

@@ -71,6 +71,24 @@ def test_every_route_is_refused_without_a_living_key(api: Api, wrong: str) -> No
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
+def test_where_every_key_is_revoked_a_refusal_says_how_to_make_one(api: Api) -> None:
+    one, _ = create_key(api.services.store, "one")
+    two, _ = create_key(api.services.store, "two")
+    store = api.services.store
+    store.revoke_key(one.short, time.time())
+    assert "keys create" not in api("GET", "/v1/sessions").json()["detail"]
+    store.revoke_key(two.short, time.time())
+    assert "keys create" in api("GET", "/v1/sessions").json()["detail"]
+
+
+def test_the_openapi_document_says_which_routes_want_a_key(api: Api) -> None:
+    document = api("GET", "/openapi.json").json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for path, methods in document["paths"].items():
+        for row in methods.values():
+            assert ("security" in row) == (path not in ("/livez", "/readyz")), path
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 def test_health_needs_no_key(api: Api, path: str) -> None:
     create_key(api.services.store, "one")

@@ -138,6 +138,15 @@ def test_too_many_open_sessions_are_refused_until_one_is_closed(start: Any, sett
     api.open()
 
 
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/json"}])
+def test_a_session_is_closed_without_a_body(api: Api, headers: dict[str, str]) -> None:
+    session = api.open()["id"]
+    answer = api("POST", f"/v1/sessions/{session}/close", headers=headers)
+    assert (answer.status_code, answer.json()["status"]) == (200, "closed")
+    fork = api("POST", f"/v1/sessions/{session}/attempts", headers=headers)
+    assert fork.status_code == (400 if headers else 415)  # there a body says where
+
+
 def test_sessions_are_listed_newest_first_page_by_page(api: Api) -> None:
     ids = [api.open(name=f"job {i}")["id"] for i in range(5)]
     seen: list[str] = []
