@@ -13,8 +13,8 @@ import torch
 def denormals_flushed() -> Iterator[None]:
     """Numbers below the smallest normal one are 0, in this thread.
 
-    Nets that know their data by heart, or whose gates are shut, have gradients whose squares are
-    of that kind, at which a processor takes many times as long.
+    Nets that know their data by heart have gradients whose squares are of that kind, at which a
+    processor takes many times as long.
     """
     before = sys.float_info.min / 2.0 == 0.0  # torch sets this and does not tell it
     torch.set_flush_denormal(True)
