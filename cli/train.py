@@ -71,9 +71,9 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--from", dest="start", metavar="PATH",
-        help="a policy to begin from instead of imitating, bundled or NAME.json; or the folder "
-        "of a training (its checkpoint is trusted like code), to begin from what it exported "
-        "with its critic",
+        help="a policy to begin from instead of imitating, NAME.json or the name of a bundled one; "
+        "or the folder of a training (its checkpoint is trusted like code), to begin from what it "
+        "exported with its critic",
     )  # fmt: skip
     parser.add_argument(
         "--fold", metavar="K/N",
@@ -282,9 +282,9 @@ def _warm_start(trainer: PPOTrainer[A]) -> bool:
         if trainer.started and (trainer.folder / CHECKPOINT).exists():
             kept = "It was complete and is saved: add --resume to go on."
         else:
-            kept = "No checkpoint was written: the same command again imitates anew."
+            kept = "No checkpoint was written: the same command again begins it anew."
             if cache_folder().exists():
-                kept += f" What was measured so far is kept in {cache_folder()}."
+                kept += f" Frontiers and experts that were measured are kept in {cache_folder()}."
         print(f"lhopt train: stopped in the warm start. {kept}", file=sys.stderr)
         return False
     return True

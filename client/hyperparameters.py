@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,13 +95,13 @@ class Hyperparameters:
                 self._write(name, moved)
         self._remember()
 
-    def foreign(self, names: Sequence[str], *, tensors: bool) -> list[str]:
+    def foreign(self, names: Sequence[str] | None, *, tensors: bool) -> list[str]:
         """Controls that hold another value than the one we wrote; `tensors` asks devices too.
 
         A scheduler that was declared may write the learning rate.
         """
         out = []
-        for name in names:
+        for name in self._written if names is None else names:
             written = self._written.get(name, ())
             if name in self.lost or (name == RATE and self.scheduler is not None):
                 continue
@@ -132,8 +132,10 @@ class Hyperparameters:
             "lost": sorted(self.lost),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], steered: Collection[str]) -> None:
         """Take the saved values and write them, whether or not the optimizer was restored.
+
+        What is not steered is the optimizer's own, and stays what it holds.
 
         Raises:
             ResumeError: They are of another number of parameter groups; nothing was taken then.
@@ -152,6 +154,8 @@ class Hyperparameters:
             # what a group holds now, not what we thought: the optimizer may have been restored
             self._value[name] = [self._base(name, group) for group in self.groups]
             self._start[name] = list(state["start"][name])
+            if name not in steered:
+                continue
             if name not in self.lost:
                 self._write(name, list(values))
             self._value[name] = list(values)

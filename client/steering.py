@@ -82,11 +82,11 @@ class Steering:
         return self._backend.needs_slope()
 
     def watch(self, names: Sequence[str] | None, *, tensors: bool) -> None:
-        """Let go of controls that somebody else writes; what is not steered anybody may write."""
-        steered = self._backend.steered()
-        watched = steered if names is None else [name for name in names if name in steered]
-        for name in self.hyperparameters.foreign(watched, tensors=tensors):
+        """Let go of controls that somebody else writes; of what is steered, say so."""
+        for name in self.hyperparameters.foreign(names, tensors=tensors):
             self.hyperparameters.lost.add(name)
+            if name not in self._backend.steered():
+                continue
             self._notices.warn(
                 f"foreign:{name}",
                 "lhopt: %s was changed by somebody else; the Tuner leaves it alone from now on. "
@@ -114,7 +114,7 @@ class Steering:
         """Go on from there, and write the saved values."""
         if ranks.decides():
             self._backend.resume(dict(state["backend"]), Deadline.after(self._timeout))
-        self.hyperparameters.load_state_dict(state["hyperparameters"])
+        self.hyperparameters.load_state_dict(state["hyperparameters"], self._backend.steered())
         self.index, self._schedule = int(state["index"]), float(state["schedule"])
         self._schedule_begun = bool(state.get("schedule_begun", True))
         self.history.clear()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from ..core.adapters import Slot
     from ..policy.artifact import Policy
     from .blocking import Client
 
@@ -54,7 +55,7 @@ class Tuner:
     Args:
         optimizer: Any torch optimizer; what of it can be steered stands in `core/adapters.py`.
         total_steps: Optimizer steps that this run will take. Decisions and schedule are planned for
-            them: after the last one the values stay as they are, with a warning if steps go on.
+            them: the Tuner changes nothing afterwards, with a warning if steps go on.
         decisions: How many decisions to take; 24 to 40 is what policies are trained for.
         interval: Optimizer steps per decision, instead of `decisions`.
         policy: A bundled policy's name, a file, a `Policy`, or with `url` the name of one of the
@@ -166,18 +167,27 @@ class Tuner:
             hyperparameters, backend, self._notices, share=share, timeout=timeout
         )
         self._steering.open()
-        missing = RATE in adapter.slots and RATE not in hyperparameters.names
-        if missing and controls is None and RATE not in frozen:
-            self._notices.warn(
-                "rate",
-                "lhopt: the learning rate is 0, and decisions are factors on it, so it is not "
-                "steered. Start from another, or pass the scheduler that raises it: scheduler=...",
-            )
+        if RATE in adapter.slots and controls is None and RATE not in frozen:
+            self._check_rate(hyperparameters, adapter.slots[RATE])
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
         self.overhead_seconds += time.perf_counter() - began
+
+    def _check_rate(self, hyperparameters: Hyperparameters, slot: Slot) -> None:
+        if RATE in hyperparameters.names:
+            return
+        raw = [slot.raw(group) for group in hyperparameters.groups]
+        if any(value is not None and float(value) == 0.0 for value in raw):
+            self._notices.warn(
+                "rate",
+                "lhopt: the learning rate is 0, and decisions are factors on it, so it is not "
+                "steered. Start from another%s.",
+                ", or pass the scheduler that raises it: scheduler=..."
+                if hyperparameters.scheduler is None
+                else "",
+            )
 
     @property
     def values(self) -> dict[str, float]:
@@ -359,6 +369,14 @@ class Tuner:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         began = time.perf_counter()
+        if self.steps >= self._total:
+            self._notices.warn(
+                "total_steps",
+                "lhopt: the run goes on after total_steps=%d: the Tuner decides and changes "
+                "nothing any more. Construct it with all the steps that the run takes, or close() "
+                "it.",
+                self._total,
+            )
         if not self._ended:
             # torch passes the optimizer itself as the first argument
             closure = kwargs.get("closure") is not None or any(a is not None for a in args[1:])
@@ -366,14 +384,6 @@ class Tuner:
             self._notices.safely("step", partial(self._steering.watch, [RATE], tensors=False))
             sample = partial(self._log.before_step, closure=closure, measuring=measuring)
             self._notices.safely("measurement", sample)
-        elif not self._closed:
-            self._notices.warn(
-                "total_steps",
-                "lhopt: the run goes on after total_steps=%d: nothing is decided any more, and the "
-                "hyperparameters stay where the schedule ended. Construct the Tuner with all the "
-                "steps that the run takes, or close() it.",
-                self._total,
-            )
         self.overhead_seconds += time.perf_counter() - began
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:

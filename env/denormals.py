@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def denormals_flushed() -> Iterator[None]:
-    """Numbers below the smallest normal one are 0, in this thread.
+    """Numbers below the smallest normal one are 0, in this thread and those that it starts inside.
 
     Nets that know their data by heart have gradients whose squares are of that kind, at which a
     processor takes many times as long.

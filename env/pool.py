@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from zlib import crc32
@@ -177,11 +178,14 @@ def draw_specs(
 
 
 def _ready(spec: TaskSpec, config: FrontierConfig) -> Frontier | str:
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         return get_frontier(get_task(spec.task), spec.steps, config)
     except FrontierError as error:
         return str(error)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _cost(name: str, cost: Callable[[InnerTask], float]) -> float:
@@ -224,12 +228,11 @@ def build_pool(
     config = config or FrontierConfig()
     work = partial(_ready, config=config)
     frontiers: list[Frontier | str] = []
-    for spec, found in zip(
-        specs, each(work, specs, max(1, min(processes, len(specs)))), strict=True
-    ):
-        frontiers.append(found)
-        if progress:
-            progress(len(frontiers), len(specs), spec.task)
+    with closing(each(work, specs, max(1, min(processes, len(specs))))) as results:
+        for spec, found in zip(specs, results, strict=True):
+            frontiers.append(found)
+            if progress:
+                progress(len(frontiers), len(specs), spec.task)
     entries, left_out = [], []
     for spec, found in zip(specs, frontiers, strict=True):
         if isinstance(found, str):

@@ -192,21 +192,24 @@ def _serve(connection: Connection) -> None:
 
 def _end(workers: list[tuple[BaseProcess, Connection]]) -> None:
     """Close all pipes, wait a little for all together, and kill who is still there."""
-    for _, connection in workers:
-        connection.close()
-    deadline = time.monotonic() + _PATIENCE
     try:
+        for _, connection in workers:
+            connection.close()
+        deadline = time.monotonic() + _PATIENCE
         for process, _ in workers:
             process.join(max(deadline - time.monotonic(), 0.0))
     finally:  # a second Ctrl-C has no patience, and must not leave any behind
-        for process, _ in workers:
-            if process.is_alive():
-                process.kill()
-                process.join()
+        with _ignored():
+            for process, _ in workers:
+                if process.is_alive():
+                    process.kill()
+                    process.join()
         workers.clear()
 
 
-def each(work: Callable[[Any], Any], jobs: Iterable[Any], processes: int) -> Iterator[Any]:
+def each(
+    work: Callable[[Any], Any], jobs: Iterable[Any], processes: int
+) -> Generator[Any, None, None]:
     """What a function makes of every job, in order, by workers that end with the last of them.
 
     Args:
@@ -221,7 +224,11 @@ def each(work: Callable[[Any], Any], jobs: Iterable[Any], processes: int) -> Ite
         yield from map(work, jobs)
         return
     with Workers(processes) as workers:
-        yield from workers.map(work, jobs)
+        # neither `yield from` nor without a name: where a caller stops, the workers are to end
+        # before this is closed, or it would wait for who is busy
+        results = workers.map(work, jobs)
+        for result in results:  # noqa: UP028
+            yield result
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from ..core.optimizer_controls import OptimizerControl, controls
 try:
     import torch  # noqa: F401
 except ModuleNotFoundError as error:
-    raise MissingExtraError("torch", "optimizers") from error
+    raise MissingExtraError(error.name or "torch", "optimizers") from error
 
 from .agd import AGD, agd_init_
 from .graft import Graft

@@ -47,15 +47,17 @@ def check_start(config: TrainConfig) -> None:
 
     Raises:
         ArtifactError, ResumeError: It is missing or cannot be read.
-        UnknownNameError: It is neither a path nor the name of a bundled policy.
-        ConfigurationError: That policy is of another optimizer, size or controls, or knows what
-            the training leaves out.
+        UnknownNameError: It is neither a path nor the name of a bundled policy, which comes first.
+        ConfigurationError: It is of another version, or that policy is of another optimizer, size
+            or controls, or knows what the training leaves out.
     """
     if config.start is None:
         return
     if _is_training(config.start):
-        state = read_state(Path(config.start) / CHECKPOINT)
-        _check_parent(load(Path(config.start) / f"{state['config']['name']}.json"), config)
+        folder = Path(config.start)
+        state = read_state(folder / CHECKPOINT)
+        _check_critic(state, folder)
+        _check_parent(load(folder / f"{state['config']['name']}.json"), config)
     else:
         _check_parent(find(config.start), config)
 
@@ -65,7 +67,18 @@ def _is_training(start: str) -> bool:
     return start not in names() and Path(start).is_dir()
 
 
+def _check_critic(state: dict[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint whose critic sees what other versions showed it."""
+    missing = {"critic", "policy", "tasks"} - set(state)
+    if missing or state["critic"] != PRIVILEGED_VERSION:
+        raise ConfigurationError(
+            f"The critic in {folder} is of another version of lhopt, whose critics may see "
+            "other columns. Begin from its policy alone, NAME.json."
+        )
+
+
 def _check_parent(parent: Policy, config: TrainConfig) -> None:
+    """Refuse a policy that this training could not go on from, or may not."""
     met = sorted(set(config.leave_out) & families_met(parent.training))
     if met:
         raise ConfigurationError(
@@ -140,7 +153,8 @@ class Trainer(PPOTrainer[Policy]):
         Or begin from a policy, where the configuration names one.
 
         Raises:
-            ConfigurationError: That policy is of another optimizer, size or controls.
+            ConfigurationError, ArtifactError, ResumeError: As `check_start`; or its critic was told
+                of other tasks in another way.
         """
         if self.started or (self.config.imitation is None and self.config.start is None):
             return
@@ -170,12 +184,7 @@ class Trainer(PPOTrainer[Policy]):
     def _begin_from_training(self, folder: Path) -> dict[str, Any]:
         """Take what another training exports, and its critic; what the manifest says about it."""
         state = read_state(folder / CHECKPOINT)
-        missing = {"critic", "policy", "tasks"} - set(state)
-        if missing or state["critic"] != self.critic_version():
-            raise ConfigurationError(
-                f"The critic in {folder} is of another version of lhopt, whose critics may see "
-                "other columns. Begin from its policy alone, NAME.json."
-            )
+        _check_critic(state, folder)
         told = self._begin_from(load(folder / f"{state['config']['name']}.json"))
         critic = {k: v for k, v in state["policy"].items() if not k.startswith(ACTOR)}
         mine = self.model.policy.state_dict()

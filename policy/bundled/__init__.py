@@ -50,7 +50,7 @@ def find(name: str) -> Policy:
     if name in names():
         return load(FOLDER / name)
     path = Path(name)
-    if path.is_dir() and not path.with_name(f"{path.name}.json").exists():
+    if path.is_dir() and not Path(f"{name}.json").exists():
         held = sorted(file.with_suffix(".json").name for file in path.glob("*.safetensors"))
         raise ConfigurationError(
             f"{name} is a folder; name one of its policies: {', '.join(held) or 'it has none'}."

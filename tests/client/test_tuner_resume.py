@@ -158,3 +158,62 @@ def test_a_group_added_since_the_last_decision_is_in_the_checkpoint(
     assert torch.equal(job.weights(), again.weights())
     for ours, theirs in zip(optimizer.param_groups, resumed.param_groups, strict=True):
         assert ours["lr"] == theirs["lr"]
+
+
+@pytest.mark.parametrize("stop", [1, 5, 13])
+@pytest.mark.parametrize("case", ["frozen-rate", "frozen-decay", "one-cycle"])
+def test_what_is_not_steered_resumes_as_the_job_has_it(
+    case: str, stop: int, make_job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedulers = torch.optim.lr_scheduler
+
+    def begin() -> tuple[Any, torch.optim.Optimizer, Any, Tuner]:
+        job = make_job()
+        optimizer = torch.optim.AdamW(job.net.parameters(), lr=0.01)
+        scheduler: Any = None
+        settings: dict[str, Any] = {}
+        if case == "frozen-rate":
+            scheduler = schedulers.ExponentialLR(optimizer, 0.9)
+            settings = {"frozen": {"learning_rate"}}
+        elif case == "frozen-decay":
+            settings = {"frozen": {"weight_decay"}}
+        else:
+            scheduler = schedulers.OneCycleLR(optimizer, 0.01, total_steps=61)
+            settings = {"scheduler": scheduler}
+        return (
+            job,
+            optimizer,
+            scheduler,
+            Tuner(optimizer, 60, interval=5, policy=policy, **settings),
+        )
+
+    def theirs(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
+        group = optimizer.param_groups[0]
+        return {
+            "frozen-rate": (group["lr"],),
+            "frozen-decay": (group["weight_decay"],),
+            "one-cycle": (group["betas"][0],),
+        }[case]
+
+    job, optimizer, scheduler, tuner = begin()
+    if case == "frozen-decay":
+        optimizer.param_groups[0]["weight_decay"] = 0.5
+    job.run(optimizer, tuner, range(stop), scheduler)
+    saved = {
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "scheduler": scheduler and copy.deepcopy(scheduler.state_dict()),
+        "tuner": through_a_file(tuner.state_dict()),
+    }
+    expected = theirs(optimizer)
+
+    job, optimizer, scheduler, tuner = begin()
+    optimizer.load_state_dict(saved["optimizer"])
+    if scheduler:
+        scheduler.load_state_dict(saved["scheduler"])
+    tuner.load_state_dict(saved["tuner"])
+    assert theirs(optimizer) == expected
+    job.run(optimizer, tuner, range(stop, stop + 6), scheduler)
+    if case == "frozen-rate":
+        assert theirs(optimizer)[0] == pytest.approx(0.01 * 0.9 ** (stop + 6))
+    assert not caplog.records
+    tuner.close()

@@ -116,7 +116,9 @@ def test_steps_beyond_the_end_change_nothing_and_are_told_once(
     job.run(optimizer, tuner, range(23))
     values = tuner.values
     assert not caplog.records
-    job.run(optimizer, tuner, range(23, 50))
+    job.run(optimizer, tuner, range(23, 24))
+    assert len(caplog.records) == 1  # at once, not where the interval would have ended
+    job.run(optimizer, tuner, range(24, 50))
     assert tuner.values == values
     assert len(caplog.records) == 1
     assert "goes on after total_steps=23" in caplog.text
@@ -139,6 +141,10 @@ def test_a_rate_of_0_is_told_unless_a_scheduler_raises_it_or_nobody_steers_it(
     assert rising.param_groups[0]["lr"] == 0.0
     Tuner(rising, 50, policy=policy, scheduler=scheduler).close()
     assert not caplog.records
+    flat = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    Tuner(optimizer, 50, policy=policy, scheduler=flat).close()
+    assert "the learning rate is 0" in caplog.text
+    assert "scheduler=" not in caplog.text  # it has one
 
 
 def test_closing_stops_listening(job: Any, policy: Policy) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lhopt.core.errors import ConfigurationError, EnvWorkerError
-from lhopt.env.workers import Workers
+from lhopt.env.workers import Workers, each
 from lhopt.inner_tasks.engine import checked_device
 
 
@@ -62,7 +62,7 @@ def test_what_workers_keep_and_share_and_how_they_fail() -> None:
 
 SCRIPT = """
 import math, time
-from lhopt.env.workers import Workers
+from lhopt.env.workers import Workers, each
 
 if __name__ == "__main__":
     workers = Workers(1)
@@ -89,3 +89,33 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
 def test_no_worker_at_all_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="processes is 0"):
         Workers(0)
+
+
+def test_a_caller_that_stops_does_not_wait_for_who_is_busy() -> None:
+    began = time.monotonic()
+    results = each(time.sleep, [0.0, 300.0, 300.0], 2)
+    next(results)
+    results.close()
+    assert time.monotonic() - began < 200.0
+
+
+def test_a_second_ctrl_c_while_workers_end_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(2)
+    processes = [process for process, _ in workers._workers]
+    ids = [process.pid for process in processes if process.pid]
+    workers._send(0, (False, time.sleep, 300.0))
+    join = processes[0].join
+    pressed: list[object] = []
+
+    def interrupted(timeout: float | None = None) -> None:
+        if not pressed:
+            pressed.append(timeout)
+            raise KeyboardInterrupt
+        join(timeout)
+
+    monkeypatch.setattr(processes[0], "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        workers.close()
+    assert pressed
+    assert len(ids) == 2
+    assert not any(map(alive, ids))

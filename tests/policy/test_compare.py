@@ -32,7 +32,7 @@ def test_equal_policies_are_equal_and_holding_stands_beside_them(policy: Policy)
 
 
 def test_families_whose_tasks_are_all_too_long_are_refused_by_their_length(
-    policy: Policy, capsys: pytest.CaptureFixture[str]
+    policy: Policy,
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"take \d+ steps at least, and longest is 160"):
         compare({"one": policy}, replace(SHORT, longest=160, families=("shells-mlp",)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,7 @@ def test_where_it_cannot_begin_is_said_before_anything_is_measured(
 
 
 @pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are read from /proc")
 def test_ctrl_c_while_frontiers_are_measured_leaves_nobody_behind(
     tmp_path: Path, presses: int
 ) -> None:
@@ -158,25 +161,46 @@ def test_ctrl_c_while_frontiers_are_measured_leaves_nobody_behind(
         "--set", 'families=["digits-mlp"]',
     ]  # fmt: skip
     environment = {**os.environ, "LHOPT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as ran:
-        assert ran.stderr is not None
-        seen = ""
-        while "task/s" not in seen:  # the bar stands, the workers run
-            seen += ran.stderr.read(1)
-        time.sleep(1.0)
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        ran = subprocess.Popen(command, env=environment, stderr=file, start_new_session=True)
+    try:
+        within(90.0, lambda: len(children(ran.pid)) >= 3)  # two workers and the resource tracker
+        left = children(ran.pid)
+        time.sleep(0.5)  # the last of them is told where its pipe is
         for _ in range(presses):
             os.killpg(ran.pid, signal.SIGINT)
             time.sleep(0.05)
-        said = ran.communicate(timeout=30)[1]
-    if presses == 1:
-        assert ran.returncode == 130, said
-        assert "stopped before the first update" in said
-    else:  # the second may find it where nobody catches it: a shell says 130 of that too
-        assert ran.returncode in (130, -signal.SIGINT)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(ran.pid, 0)
+        status = ran.wait(60)
+        if presses == 1:
+            assert status == 130, said.read_text()
+            assert "stopped before the first update" in said.read_text()
+        else:  # the second may find it where nobody catches it: a shell says 130 of that too
+            assert status in (130, -signal.SIGINT), said.read_text()
+        within(20.0, lambda: not any(map(lives, left)))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(ran.pid, signal.SIGKILL)
+        ran.wait(10)
+
+
+def within(seconds: float, reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there and has not ended: a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_settings_come_from_a_manifest_and_from_words(tmp_path: Path) -> None:
