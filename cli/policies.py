@@ -106,8 +106,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='families of the tasks; "training" is all that policies train on, "evaluation" those '
         'that choose checkpoints, "comparison" those that neither a training nor its evaluation '
         'touches by default, "confirmation" others that are kept for a last look once a policy is '
-        'chosen, "further" other nets on the data of "comparison"; by default evaluation and '
-        "comparison",
+        'chosen, "further" other nets on the data of "comparison", "crossed" on that of "training" '
+        "too; by default evaluation and comparison",
     )
     compare.add_argument(
         "--decades", type=float, default=1.0, help="spread of the starting rates, either way"

@@ -52,9 +52,23 @@ FURTHER_FAMILIES: tuple[str, ...] = (
     "spots-mixer", "gratings-cnn", "ground-mixer", "tides-rnn", "rhythms-linear", "facts-mlp",
     "formula-maxout", "prices-experts", "hands-experts", "ballots-tied", "tides-polynomials",
 )  # fmt: skip
+#: More nets on the data of `TRAIN_FAMILIES` and `COMPARE_FAMILIES`, most tasks with few rows
+#: (docs/training-log.md, entry 52). What was said of `FURTHER_FAMILIES` holds for them, too.
+CROSSED_FAMILIES: tuple[str, ...] = (
+    "tabular-resmlp", "tabular-gated", "teacher-maxout", "teacher-resmlp",
+    "friedman-gated", "friedman-polynomials", "coordinate-radial", "coordinate-resmlp",
+    "clusters-maxout", "clusters-gated", "chaos-gated", "chaos-sine",
+    "forest-experts", "forest-tied", "glyphs-tied", "glyphs-maxout",
+    "signal-dense", "signal-gated", "texture-resmlp", "inpaint-gated",
+    "denoise-tied", "formula-gated", "formula-dense", "automaton-tied",
+    "pendulum-gated", "prices-resmlp", "spectra-gated", "hands-resmlp",
+    "ballots-experts", "chaos-pieces", "spots-dense", "gratings-tied",
+)  # fmt: skip
 #: What no training by default touches: what policies are compared by, and what a broader training
 #: takes. Its frontiers ship as well.
-BEYOND_FAMILIES: tuple[str, ...] = (*COMPARE_FAMILIES, *CONFIRM_FAMILIES, *FURTHER_FAMILIES)
+BEYOND_FAMILIES: tuple[str, ...] = (
+    *COMPARE_FAMILIES, *CONFIRM_FAMILIES, *FURTHER_FAMILIES, *CROSSED_FAMILIES,
+)  # fmt: skip
 #: Of a family, relative to the others.
 MAX_WEIGHT = 1000
 #: What stands for all families of a group, where families are named.
@@ -64,6 +78,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "comparison": COMPARE_FAMILIES,
     "confirmation": CONFIRM_FAMILIES,
     "further": FURTHER_FAMILIES,
+    "crossed": CROSSED_FAMILIES,
 }
 
 
