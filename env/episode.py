@@ -23,10 +23,10 @@ from ..core.statistics import Accumulator, Statistics, horizons, measure
 from ..core.types import BoolArray, FloatArray
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
-from ..optimizers.denormals import denormals_flushed
 from ..optimizers.update import StepRule
 from ..policy.runtime import bounded, opening
 from .config import EnvConfig
+from .denormals import denormals_flushed
 from .frontier import Frontier
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, overload
@@ -15,7 +15,6 @@ from torch.optim.optimizer import ParamsT
 
 from ..core.errors import ConfigurationError
 from .blocks import Scratch, matrices
-from .denormals import denormals_flushed
 from .numbers import HALF, Number, flat, placed
 from .pack import PACKED, Pack, packs
 from .update import (
@@ -82,10 +81,7 @@ class SteerableAdamW(torch.optim.Optimizer):
         a = a + (p - a) / (1 + average (t - 1))
 
     Every value of a parameter group may be changed between steps; a tensor is changed in place.
-    Gradients are never modified, and no step waits for the device. On a processor a step flushes
-    denormal numbers to 0, in the calling thread, as `torch.set_flush_denormal(True)` at the start
-    of a program does in all: units that are dead leave a momentum of such numbers, with which a
-    step may take thirty times as long.
+    Gradients are never modified, and no step waits for the device.
 
     Args:
         params: Parameters or groups of them; each group may have its own values.
@@ -201,16 +197,6 @@ class SteerableAdamW(torch.optim.Optimizer):
                 )
         if not gradients:
             return loss
-        # processors have denormals; accelerators flush them, or do not mind
-        on_cpu = any(g.device.type == "cpu" for g in gradients)
-        with denormals_flushed() if on_cpu else nullcontext():
-            self._move(groups, gradients)
-        return loss
-
-    def _move(
-        self, groups: list[tuple[dict[str, Any], list[Tensor]]], gradients: list[Tensor]
-    ) -> None:
-        """One step of everything that has a gradient."""
         square, n_entries = self._square(gradients), sum(g.numel() for g in gradients)
         self._clipped = None
         for number, (group, params) in enumerate(groups):
@@ -220,6 +206,7 @@ class SteerableAdamW(torch.optim.Optimizer):
             for p in params:
                 if p.numel() > PACKED:
                     self._update(group, p, clip, rms)
+        return loss
 
     def _packed(self, number: int, params: list[Tensor]) -> list[Pack]:
         """The packs of a group's small parameters; made again when other ones have a gradient."""

@@ -1,4 +1,4 @@
-"""Arithmetic without denormal numbers, for as long as a run or a step computes."""
+"""Arithmetic without denormal numbers, for as long as an inner run computes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import torch
 def denormals_flushed() -> Iterator[None]:
     """Numbers below the smallest normal one are 0, in this thread and those that it starts inside.
 
-    A unit that is dead leaves a momentum that decays to such numbers, and nets that know their data
-    by heart have gradients whose squares are of that kind: processors take many times as long for
-    them, some thirty times for a whole step.
+    Nets that know their data by heart have gradients whose squares are of that kind, at which a
+    processor takes many times as long.
     """
     before = sys.float_info.min / 2.0 == 0.0  # torch sets this and does not tell it
     torch.set_flush_denormal(True)
