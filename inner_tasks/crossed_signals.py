@@ -18,9 +18,9 @@ from .textures import TextureCNN
 class ChaosGated(Crossing):
     """Predict a chaotic series with a gated MLP.
 
-    Data: as chaos-mlp, 400 to 6,400 rows to train on.
+    Data: as chaos-mlp, 400 to 4,800 rows to train on.
     Model: 1 to 3 gated hidden layers of 16 to 64.
-    Drawn: system, ahead, noise, data seed, rows, width, depth, norm, loss, batch size, gain,
+    Drawn: system, steps ahead, noise, data seed, rows, width, depth, norm, loss, batch size, gain,
     scales, target noise.
     Source: as chaos-mlp; net of Dauphin et al., 2017, arXiv:1612.08083.
     """
@@ -34,9 +34,9 @@ class ChaosGated(Crossing):
 class ChaosSine(Crossing):
     """Predict a chaotic series with a net of sines.
 
-    Data: as chaos-mlp, 400 to 6,400 rows to train on.
+    Data: as chaos-mlp, 400 to 4,800 rows to train on.
     Model: 1 to 3 hidden layers of 16 to 48 whose activation is a sine.
-    Drawn: system, ahead, noise, data seed, rows, width, depth, frequency, loss, batch size,
+    Drawn: system, steps ahead, noise, data seed, rows, width, depth, frequency, loss, batch size,
     gain, scales, target noise.
     Source: as chaos-mlp; net of Sitzmann et al., 2020, arXiv:2006.09661.
     """
@@ -50,11 +50,12 @@ class ChaosSine(Crossing):
 class GlyphsTied(Crossing):
     """Classify drawn glyphs with a branch that is gone through again.
 
-    Data: as glyphs-mlp, 400 to 6,400 rows to train on.
+    Data: as glyphs-mlp, 400 to 4,800 rows to train on.
     Model: a residual branch of width 24 to 64, 2 to 5 times with the same weights.
     Drawn: noise, data seed, rows, width, times, activation, norm, loss, batch size, gain,
     scales, label noise.
-    Source: as glyphs-mlp; net of Dehghani et al., 2019, arXiv:1807.03819.
+    Source: as glyphs-mlp; net after Dehghani et al., 2019, arXiv:1807.03819,
+    without attention.
     """
 
     name = "glyphs-tied"
@@ -66,7 +67,7 @@ class GlyphsTied(Crossing):
 class GlyphsMaxout(Crossing):
     """Classify drawn glyphs with a maxout MLP.
 
-    Data: as glyphs-mlp, 400 to 6,400 rows to train on.
+    Data: as glyphs-mlp, 400 to 4,800 rows to train on.
     Model: 1 or 2 hidden layers of 12 to 48 units, each the largest of 2 or 3.
     Drawn: noise, data seed, rows, width, depth, pieces, loss, batch size, gain, scales, label
     noise.
@@ -82,7 +83,7 @@ class GlyphsMaxout(Crossing):
 class SignalDense(Crossing):
     """Classify noisy waveforms with a plain MLP.
 
-    Data: as signal-conv, 400 to 6,400 rows to train on.
+    Data: as signal-conv, 400 to 4,800 rows to train on.
     Model: 1 to 3 hidden layers of 16 to 64.
     Drawn: noise, data seed, rows, width, depth, activation, norm, loss, batch size, gain,
     scales, label noise.
@@ -98,7 +99,7 @@ class SignalDense(Crossing):
 class SignalGated(Crossing):
     """Classify noisy waveforms with a gated MLP.
 
-    Data: as signal-conv, 400 to 6,400 rows to train on.
+    Data: as signal-conv, 400 to 4,800 rows to train on.
     Model: 1 to 3 gated hidden layers of 16 to 64.
     Drawn: noise, data seed, rows, width, depth, norm, loss, batch size, gain, scales, label
     noise.
@@ -114,11 +115,12 @@ class SignalGated(Crossing):
 class TextureResMLP(Crossing):
     """Classify drawn textures with a residual MLP.
 
-    Data: as texture-cnn, 400 to 6,400 rows to train on.
+    Data: as texture-cnn, 400 to 4,800 rows to train on.
     Model: 1 to 4 residual branches of width 16 to 64.
     Drawn: bandwidth, data seed, rows, width, depth, activation, norm, loss, batch size, gain,
     scales, label noise.
-    Source: as texture-cnn; net of He et al., 2016, arXiv:1603.05027.
+    Source: as texture-cnn; net after He et al., 2016, arXiv:1603.05027,
+    without convolutions.
     """
 
     name = "texture-resmlp"
@@ -130,7 +132,7 @@ class TextureResMLP(Crossing):
 class InpaintGated(Crossing):
     """Draw the lower half of a glyph with a gated MLP.
 
-    Data: as glyphs-inpaint, 400 to 6,400 rows to train on.
+    Data: as glyphs-inpaint, 400 to 4,800 rows to train on.
     Model: 1 to 3 gated hidden layers of 16 to 64.
     Drawn: noise, data seed, rows, width, depth, norm, loss, batch size, gain, scales, target
     noise.
@@ -146,11 +148,12 @@ class InpaintGated(Crossing):
 class DenoiseTied(Crossing):
     """Take the noise off waveforms with a branch that is gone through again.
 
-    Data: as signal-denoise, 400 to 6,400 rows to train on.
+    Data: as signal-denoise, 400 to 4,800 rows to train on.
     Model: a residual branch of width 24 to 64, 2 to 5 times with the same weights.
     Drawn: noise, data seed, rows, width, times, activation, norm, loss, batch size, gain,
     scales, target noise.
-    Source: as signal-denoise; net of Dehghani et al., 2019, arXiv:1807.03819.
+    Source: as signal-denoise; net after Dehghani et al., 2019, arXiv:1807.03819,
+    without attention.
     """
 
     name = "denoise-tied"
@@ -162,11 +165,12 @@ class DenoiseTied(Crossing):
 class AutomatonTied(Crossing):
     """Predict a ring of cells with a branch that is gone through again.
 
-    Data: as automaton-gated, 400 to 6,400 rows to train on.
+    Data: as automaton-gated, 400 to 4,800 rows to train on.
     Model: a residual branch of width 24 to 64, 2 to 5 times with the same weights.
     Drawn: moves, noise, data seed, rows, width, times, activation, norm, loss, batch size,
     gain, scales, target noise.
-    Source: as automaton-gated; net of Dehghani et al., 2019, arXiv:1807.03819.
+    Source: as automaton-gated; net after Dehghani et al., 2019, arXiv:1807.03819,
+    without attention.
     """
 
     name = "automaton-tied"
@@ -178,9 +182,9 @@ class AutomatonTied(Crossing):
 class PendulumGated(Crossing):
     """Predict a double pendulum with a gated MLP.
 
-    Data: as pendulum-mlp, 400 to 6,400 rows to train on.
+    Data: as pendulum-mlp, 400 to 4,800 rows to train on.
     Model: 1 to 3 gated hidden layers of 16 to 64.
-    Drawn: ahead, noise, data seed, rows, width, depth, norm, loss, batch size, gain, scales,
+    Drawn: time ahead, noise, data seed, rows, width, depth, norm, loss, batch size, gain, scales,
     target noise.
     Source: as pendulum-mlp; net of Dauphin et al., 2017, arXiv:1612.08083.
     """
@@ -211,11 +215,11 @@ class SpectraGated(Crossing):
 class ChaosPieces(Crossing):
     """Predict a chaotic series with an RNN over pieces.
 
-    Data: as chaos-mlp, 400 to 6,400 rows to train on.
+    Data: as chaos-mlp, 400 to 4,800 rows to train on.
     Model: one recurrent layer of 16 to 48 with tanh over eight pieces, read out at the end.
-    Drawn: system, ahead, noise, data seed, rows, width, norm, loss, batch size, gain, scales,
+    Drawn: system, steps ahead, noise, data seed, rows, width, norm, loss, batch size, gain, scales,
     target noise.
-    Source: as chaos-mlp; net of Elman, 1990.
+    Source: as chaos-mlp; net of Elman, 1990, "Finding Structure in Time".
     """
 
     name = "chaos-pieces"
@@ -227,7 +231,7 @@ class ChaosPieces(Crossing):
 class SpotsDense(Crossing):
     """Count the spots of an image with a plain MLP.
 
-    Data: as spots-cnn, 400 to 6,400 rows to train on.
+    Data: as spots-cnn, 400 to 4,800 rows to train on.
     Model: 1 to 3 hidden layers of 16 to 64.
     Drawn: noise, data seed, rows, width, depth, activation, norm, loss, batch size, gain,
     scales, label noise.
@@ -243,11 +247,12 @@ class SpotsDense(Crossing):
 class GratingsTied(Crossing):
     """Read off which way stripes run with a branch that is gone through again.
 
-    Data: as gratings-mixer, 400 to 6,400 rows to train on.
+    Data: as gratings-mixer, 400 to 4,800 rows to train on.
     Model: a residual branch of width 24 to 64, 2 to 5 times with the same weights.
     Drawn: noise, data seed, rows, width, times, activation, norm, loss, batch size, gain,
     scales, target noise.
-    Source: as gratings-mixer; net of Dehghani et al., 2019, arXiv:1807.03819.
+    Source: as gratings-mixer; net after Dehghani et al., 2019, arXiv:1807.03819,
+    without attention.
     """
 
     name = "gratings-tied"

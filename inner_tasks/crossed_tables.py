@@ -22,7 +22,8 @@ class TabularResMLP(Crossing):
     Data: as tabular-mlp.
     Model: 1 to 4 residual branches of width 16 to 64.
     Drawn: table, width, depth, activation, norm, loss, batch size, gain, scales, label noise.
-    Source: as tabular-mlp; net of He et al., 2016, arXiv:1603.05027.
+    Source: as tabular-mlp; net after He et al., 2016, arXiv:1603.05027,
+    without convolutions.
     """
 
     name = "tabular-resmlp"
@@ -51,7 +52,7 @@ class TabularGated(Crossing):
 class TeacherMaxout(Crossing):
     """Fit a random teacher network with a maxout MLP.
 
-    Data: as teacher-regression, 400 to 6,400 rows to train on.
+    Data: as teacher-regression, 400 to 4,800 rows to train on.
     Model: 1 or 2 hidden layers of 12 to 48 units, each the largest of 2 or 3.
     Drawn: dimensions, teacher width, teacher seed, rows, width, depth, pieces, loss, batch
     size, gain, scales, target noise.
@@ -67,11 +68,12 @@ class TeacherMaxout(Crossing):
 class TeacherResMLP(Crossing):
     """Fit a random teacher network with a residual MLP.
 
-    Data: as teacher-regression, 400 to 6,400 rows to train on.
+    Data: as teacher-regression, 400 to 4,800 rows to train on.
     Model: 1 to 4 residual branches of width 16 to 64.
     Drawn: dimensions, teacher width, teacher seed, rows, width, depth, activation, norm, loss,
     batch size, gain, scales, target noise.
-    Source: as teacher-regression; net of He et al., 2016, arXiv:1603.05027.
+    Source: as teacher-regression; net after He et al., 2016, arXiv:1603.05027,
+    without convolutions.
     """
 
     name = "teacher-resmlp"
@@ -104,7 +106,8 @@ class FriedmanPolynomials(Crossing):
     Model: 1 or 2 hidden layers of 8 to 16, polynomials of degree 2 to 4.
     Drawn: problem, rows, noise, data seed, width, depth, degree, loss, batch size, gain,
     scales, target noise.
-    Source: as friedman-mlp; net of Liu et al., 2024, arXiv:2404.19756.
+    Source: as friedman-mlp; net after Liu et al., 2024, arXiv:2404.19756, with
+    Chebyshev's polynomials.
     """
 
     name = "friedman-polynomials"
@@ -117,7 +120,7 @@ class FriedmanPolynomials(Crossing):
 class CoordinateRadial(Crossing):
     """Fit a random field over the plane with bumps around learned centres.
 
-    Data: as coordinate-mlp, 400 to 6,400 rows to train on.
+    Data: as coordinate-mlp, 400 to 4,800 rows to train on.
     Model: 24 to 96 centres, each with a width of its own, and a linear read-out.
     Drawn: features, roughness, data seed, rows, centres, loss, batch size, gain, scales, target
     noise.
@@ -133,11 +136,12 @@ class CoordinateRadial(Crossing):
 class CoordinateResMLP(Crossing):
     """Fit a random field over the plane with a residual MLP.
 
-    Data: as coordinate-mlp, 400 to 6,400 rows to train on.
+    Data: as coordinate-mlp, 400 to 4,800 rows to train on.
     Model: 1 to 4 residual branches of width 16 to 64.
     Drawn: features, roughness, data seed, rows, width, depth, activation, norm, loss, batch
     size, gain, scales, target noise.
-    Source: as coordinate-mlp; net of He et al., 2016, arXiv:1603.05027.
+    Source: as coordinate-mlp; net after He et al., 2016, arXiv:1603.05027,
+    without convolutions.
     """
 
     name = "coordinate-resmlp"
@@ -149,7 +153,7 @@ class CoordinateResMLP(Crossing):
 class ClustersMaxout(Crossing):
     """Classify points of overlapping clusters with a maxout MLP.
 
-    Data: as clusters-resmlp, 400 to 6,400 rows to train on.
+    Data: as clusters-resmlp, 400 to 4,800 rows to train on.
     Model: 1 or 2 hidden layers of 12 to 48 units, each the largest of 2 or 3.
     Drawn: dimensions, spread, data seed, rows, width, depth, pieces, loss, batch size, gain,
     scales, label noise.
@@ -165,7 +169,7 @@ class ClustersMaxout(Crossing):
 class ClustersGated(Crossing):
     """Classify points of overlapping clusters with a gated MLP.
 
-    Data: as clusters-resmlp, 400 to 6,400 rows to train on.
+    Data: as clusters-resmlp, 400 to 4,800 rows to train on.
     Model: 1 to 3 gated hidden layers of 16 to 64.
     Drawn: dimensions, spread, data seed, rows, width, depth, norm, loss, batch size, gain,
     scales, label noise.
@@ -181,11 +185,12 @@ class ClustersGated(Crossing):
 class ForestExperts(Crossing):
     """Classify the rows of a drawn table with a mixture of experts.
 
-    Data: as forest-mlp, 400 to 6,400 rows to train on.
+    Data: as forest-mlp, 400 to 4,800 rows to train on.
     Model: 3 to 8 experts of 8 to 24 hidden units, weighted by a softmax.
     Drawn: classes, sharpness, data seed, rows, experts, width, activation, loss, batch size,
     gain, scales, label noise.
-    Source: as forest-mlp; net of Jacobs et al., 1991.
+    Source: as forest-mlp; net after Jacobs et al., 1991, "Adaptive Mixtures of Local
+    Experts", blended.
     """
 
     name = "forest-experts"
@@ -197,11 +202,12 @@ class ForestExperts(Crossing):
 class ForestTied(Crossing):
     """Classify the rows of a drawn table with a branch that is gone through again.
 
-    Data: as forest-mlp, 400 to 6,400 rows to train on.
+    Data: as forest-mlp, 400 to 4,800 rows to train on.
     Model: a residual branch of width 24 to 64, 2 to 5 times with the same weights.
     Drawn: classes, sharpness, data seed, rows, width, times, activation, norm, loss, batch
     size, gain, scales, label noise.
-    Source: as forest-mlp; net of Dehghani et al., 2019, arXiv:1807.03819.
+    Source: as forest-mlp; net after Dehghani et al., 2019, arXiv:1807.03819,
+    without attention.
     """
 
     name = "forest-tied"
@@ -213,7 +219,7 @@ class ForestTied(Crossing):
 class FormulaGated(Crossing):
     """Tell which formula of logic holds with a gated MLP.
 
-    Data: as formula-resmlp, 400 to 6,400 rows to train on.
+    Data: as formula-resmlp, 400 to 4,800 rows to train on.
     Model: 1 to 3 gated hidden layers of 16 to 64.
     Drawn: literals, data seed, rows, width, depth, norm, loss, batch size, gain, scales, label
     noise.
@@ -229,7 +235,7 @@ class FormulaGated(Crossing):
 class FormulaDense(Crossing):
     """Tell which formula of logic holds with a plain MLP.
 
-    Data: as formula-resmlp, 400 to 6,400 rows to train on.
+    Data: as formula-resmlp, 400 to 4,800 rows to train on.
     Model: 1 to 3 hidden layers of 16 to 64.
     Drawn: literals, data seed, rows, width, depth, activation, norm, loss, batch size, gain,
     scales, label noise.
@@ -245,11 +251,12 @@ class FormulaDense(Crossing):
 class PricesResMLP(Crossing):
     """Predict a price with heavy tails with a residual MLP.
 
-    Data: as prices-mlp, 400 to 6,400 rows to train on.
+    Data: as prices-mlp, 400 to 4,800 rows to train on.
     Model: 1 to 4 residual branches of width 16 to 64.
-    Drawn: tail, data seed, rows, width, depth, activation, norm, loss, batch size, gain,
-    scales, target noise.
-    Source: as prices-mlp; net of He et al., 2016, arXiv:1603.05027.
+    Drawn: degrees of freedom, data seed, rows, width, depth, activation, norm, loss, batch size,
+    gain, scales, target noise.
+    Source: as prices-mlp; net after He et al., 2016, arXiv:1603.05027,
+    without convolutions.
     """
 
     name = "prices-resmlp"
@@ -261,11 +268,12 @@ class PricesResMLP(Crossing):
 class HandsResMLP(Crossing):
     """Tell what five cards are worth with a residual MLP.
 
-    Data: as hands-mlp, 400 to 6,400 rows to train on.
+    Data: as hands-mlp, 400 to 4,800 rows to train on.
     Model: 1 to 4 residual branches of width 16 to 64.
     Drawn: data seed, rows, width, depth, activation, norm, loss, batch size, gain, scales,
     label noise.
-    Source: as hands-mlp; net of He et al., 2016, arXiv:1603.05027.
+    Source: as hands-mlp; net after He et al., 2016, arXiv:1603.05027,
+    without convolutions.
     """
 
     name = "hands-resmlp"
@@ -281,7 +289,8 @@ class BallotsExperts(Crossing):
     Model: 3 to 8 experts of 8 to 24 hidden units, weighted by a softmax.
     Drawn: questions, candour, rows, data seed, experts, width, activation, loss, batch size,
     gain, scales, label noise.
-    Source: as ballots-mlp; net of Jacobs et al., 1991.
+    Source: as ballots-mlp; net after Jacobs et al., 1991, "Adaptive Mixtures of Local
+    Experts", blended.
     """
 
     name = "ballots-experts"

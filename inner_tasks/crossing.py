@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from ..core.errors import ConfigurationError
 from .composed_nets import Experts, MaxoutMLP, PolynomialNet, TiedMLP
 from .data import Dataset
 from .few_rows import first
@@ -19,11 +20,14 @@ from .supervised import (
     Settings,
     SupervisedFamily,
 )
-from .unusual_nets import CrossNet, GatedMLP, InPieces, RadialBasis, SineMLP
+from .unusual_nets import GatedMLP, InPieces, RadialBasis, SineMLP
 
 #: Rows to train on where the data's own family draws none: most draws see few of them, over and
 #: over, which is where a run that is told nothing of held-out data has to know better.
-ROWS: Final = (400, 800, 1600, 3200, 6400)
+ROWS: Final = (400, 800, 1600, 3200, 4800)
+#: Steps of a recurrent net over a flat row.
+_PIECES: Final = 8
+_WIDTH: Final = (32, (16, 24, 32, 48, 64))
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Crossing(SupervisedFamily):
         super().__init_subclass__(**words)
         theirs = cls.parent.settings
         cls.dataset, cls.architecture = cls.parent.dataset, cls.module.architecture
+        cls.data_files, cls.undrawn = cls.parent.data_files, cls.parent.undrawn
+        cls.selection = cls.parent.selection
         cls.settings = {
             **{key: theirs[key] for key in cls.data},
             **({"rows": (1600, cls.rows)} if cls.rows else {}),
@@ -118,10 +124,6 @@ def _tied(n_inputs: int, n_outputs: int, config: Config) -> Net:
     return TiedMLP(*sizes, config["activation"], config["norm"], config["init_gain"])
 
 
-def _cross(n_inputs: int, n_outputs: int, config: Config) -> Net:
-    return CrossNet(n_inputs, config["depth"], n_outputs, config["init_gain"])
-
-
 def _radial(n_inputs: int, n_outputs: int, config: Config) -> Net:
     return RadialBasis(n_inputs, config["centres"], n_outputs, config["init_gain"])
 
@@ -137,6 +139,10 @@ def _polynomial(n_inputs: int, n_outputs: int, config: Config) -> Net:
 
 
 def _recurrent(n_inputs: int, n_outputs: int, config: Config) -> Net:
+    if n_inputs % _PIECES:
+        raise ConfigurationError(
+            f"{n_inputs} columns cannot be cut into {_PIECES} equal pieces; a multiple is wanted."
+        )
     net = Recurrent(
         n_inputs=n_inputs // _PIECES,
         width=config["width"],
@@ -149,10 +155,6 @@ def _recurrent(n_inputs: int, n_outputs: int, config: Config) -> Net:
     return InPieces(net, _PIECES)
 
 
-#: Steps of a recurrent net over a flat row.
-_PIECES: Final = 8
-_WIDTH: Final = (32, (16, 24, 32, 48, 64))
-
 #: A plain MLP.
 PLAIN: Final = Module(
     "mlp",
@@ -164,14 +166,14 @@ PLAIN: Final = Module(
     },
     _mlp,
 )
-#: He et al., 2016, arXiv:1603.05027, without convolutions.
+#: After He et al., 2016, arXiv:1603.05027, without convolutions.
 RESIDUAL: Final = Module(
     "residual-mlp",
     {
         "width": _WIDTH,
         "depth": (2, (1, 2, 3, 4)),
         "activation": ("relu", ALL_ACTIVATIONS),
-        "norm": ("layer", ("none", "layer")),
+        "norm": ("layer", ("none", "layer", "layer")),
     },
     _residual,
 )
@@ -212,12 +214,10 @@ TIED: Final = Module(
         "width": (32, (24, 32, 48, 64)),
         "times": (3, (2, 3, 4, 5)),
         "activation": ("relu", ALL_ACTIVATIONS),
-        "norm": ("layer", ("none", "layer")),
+        "norm": ("layer", ("none", "layer", "layer")),
     },
     _tied,
 )
-#: Wang et al., 2021, arXiv:2008.13535.
-CROSSED: Final = Module("cross-net", {"depth": (2, (1, 2, 3))}, _cross)
 #: Broomhead and Lowe, 1988.
 RADIAL: Final = Module("radial-basis", {"centres": (48, (24, 48, 96))}, _radial)
 #: Sitzmann et al., 2020, arXiv:2006.09661.
