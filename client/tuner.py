@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from .blocking import Client
 
 STATE_VERSION = 1
+#: The Tuner that listens to an optimizer: two of them would each multiply what the other did.
+_LISTENING: WeakKeyDictionary[Any, ReferenceType[Tuner]] = WeakKeyDictionary()
 
 
 class Tuner:
@@ -50,7 +53,8 @@ class Tuner:
     The Tuner listens through the optimizer's step hooks, so gradient accumulation, AMP and DDP need
     nothing more. Every `interval` optimizer steps, `report` decides and applies. Once constructed,
     it never raises into the loop: whatever fails, the hyperparameters stay as they are, one warning
-    per cause goes to the logger "lhopt", and training goes on.
+    per cause goes to the logger "lhopt", and training goes on. One Tuner steers an optimizer: where
+    a second one is constructed, the first lets go, with a warning unless its run is over.
 
     Args:
         optimizer: Any torch optimizer; what of it can be steered stands in `core/adapters.py`.
@@ -169,11 +173,28 @@ class Tuner:
         self._steering.open()
         if RATE in adapter.slots and controls is None and RATE not in frozen:
             self._check_rate(hyperparameters, adapter.slots[RATE])
+        self._take_over(optimizer)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
         self.overhead_seconds += time.perf_counter() - began
+
+    def _take_over(self, optimizer: Optimizer) -> None:
+        """Make a Tuner let go that still listens: a cell that is run again, a second phase."""
+        held = _LISTENING.get(optimizer)
+        earlier = None if held is None else held()
+        if earlier is not None and not earlier._closed:
+            if not earlier._ended:
+                self._notices.warn(
+                    "another",
+                    "lhopt: another Tuner steers this optimizer, at step %d of %d. It lets go, and "
+                    "this one goes on from the values in force. close() a Tuner whose run is over.",
+                    earlier.steps,
+                    earlier._total,
+                )
+            earlier._stop(None)
+        _LISTENING[optimizer] = ref(self)
 
     def _check_rate(self, hyperparameters: Hyperparameters, slot: Slot) -> None:
         if RATE in hyperparameters.names:

@@ -187,3 +187,43 @@ def test_a_policy_that_was_trained_for_another_optimizer_is_not_taken_in_silence
     caplog.clear()
     Tuner(torch.optim.AdamW(job.groups()), 60).close()
     assert caplog.text == ""
+
+
+def test_a_second_tuner_takes_over_and_the_first_lets_go(
+    job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = torch.optim.AdamW(job.groups())
+    first = Tuner(optimizer, total_steps=40, decisions=10, policy=policy)
+    job.run(optimizer, first, range(9))
+    value = optimizer.param_groups[0]["lr"]
+    assert not caplog.records
+    second = Tuner(optimizer, total_steps=40, decisions=10, policy=policy)
+    assert "another Tuner steers this optimizer, at step 9 of 40" in caplog.text
+    assert second.history[0].values["learning_rate"] <= value  # from what was in force
+    taken, steps = len(first.history), first.steps
+    job.run(optimizer, second, range(9))
+    first.report(1.0)  # a loop that still has both
+    assert (len(first.history), first.steps) == (taken, steps)
+    assert (second.steps, len(second.history)) == (9, 3)
+    first.close()
+    job.run(optimizer, second, range(4))
+    assert second.steps == 13
+
+
+def test_a_second_phase_begins_without_a_word(
+    job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a run that is over, closed or not; and a construction that fails takes nothing over."""
+    optimizer = torch.optim.AdamW(job.groups())
+    first = Tuner(optimizer, total_steps=8, decisions=4, policy=policy)
+    with pytest.raises(ConfigurationError):
+        Tuner(optimizer, total_steps=8, decisions=4, policy=policy, epochs=-1)
+    job.run(optimizer, first, range(8))
+    assert first.steps == 8
+    second = Tuner(optimizer, total_steps=8, decisions=4, policy=policy)
+    job.run(optimizer, second, range(8))
+    second.close()
+    third = Tuner(optimizer, total_steps=8, decisions=4, policy=policy)
+    job.run(optimizer, third, range(2))
+    assert (first.steps, second.steps, third.steps) == (8, 8, 2)
+    assert not caplog.records
