@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
                         file=sys.stderr,
                     )
                 print(
-                    f"Key {record.short} for {record.name!r}. It is shown this once; from now on "
-                    "the server wants a key from everyone.",
+                    f"Key {record.short} for {record.name!r}. It is shown this once; within a "
+                    "second the server wants a key from everyone.",
                     file=sys.stderr,
                 )
                 return 0

@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command `policies`."""
     parser = subparsers.add_parser(
         "policies",
-        help="list the bundled policies, show one, verify policy files",
+        help="list, show, verify, compare, combine policies, and what more there is to learn",
         description="A policy is given by the name of a bundled one, or by the path of its "
         "NAME.json or NAME.safetensors. Without a word, the bundled ones are listed.",
     )
@@ -110,9 +110,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "too; by default evaluation and comparison",
     )
     compare.add_argument(
-        "--decades", type=float, default=1.0, help="spread of the starting rates, either way"
+        "--decades",
+        type=float,
+        default=1.0,
+        help="spread of the starting rates, either way (default: %(default)s)",
     )
-    compare.add_argument("--longest", type=int, default=2000, help="leave out longer tasks")
+    compare.add_argument(
+        "--longest",
+        type=int,
+        default=2000,
+        help="leave out tasks of more steps (default: %(default)s)",
+    )
     compare.add_argument(
         "--left-out",
         action="store_true",
@@ -335,13 +343,21 @@ def _list() -> int:
                 policy.digest[:12],
                 str(len(policy.features)),
                 ", ".join(control.name for control in policy.controls),
-                str(policy.training.get("updates", "-")),
+                _updates(policy),
             )
         )
     print_table([_HEADER, *rows], right=_RIGHT)
     for line in broken:
         print(line, file=sys.stderr)
     return 1 if broken else 0
+
+
+def _updates(policy: Policy) -> str:
+    """Of its training and of those that it began from; "-" where no manifest tells."""
+    from ..policy.lineage import lineage
+
+    told = [int(stage["updates"]) for stage in lineage(policy.training) if "updates" in stage]
+    return str(sum(told)) if told else "-"
 
 
 def _verify(name: str) -> int:
@@ -356,6 +372,8 @@ def _verify(name: str) -> int:
 
 
 def _page(policy: Policy) -> list[str]:
+    from ..policy.lineage import lineage
+
     schedule = ", ".join(f"{k} {_short(v)}" for k, v in policy.schedule.to_json().items())
     lines = [
         policy.name,
@@ -392,6 +410,13 @@ def _page(policy: Policy) -> list[str]:
         lines.append(f"  updates      {training['updates']}")
     if "cpu_seconds" in training:
         lines.append(f"  cpu_seconds  {training['cpu_seconds']}")
+    stages = list(lineage(training))
+    if len(stages) > 1:
+        seconds = sum(float(stage.get("cpu_seconds", 0.0)) for stage in stages)
+        lines.append(
+            f"  in all       {_updates(policy)} updates and {seconds:.0f} CPU seconds, "
+            "with what it began from"
+        )
     tasks = training.get("tasks")
     if isinstance(tasks, Sequence) and tasks:
         families = Counter(str(task).split("/")[0] for task, *_ in tasks)

@@ -18,6 +18,7 @@ from . import operations
 from .backends import Deadline, Hold, Opening, Terms
 from .blocking import Client, Session
 from .errors import ApiError, ServerUnreachable
+from .notices import logger
 from .operations import Opened
 
 #: After so many failures in a row only every so many-th decision is asked for.
@@ -185,6 +186,11 @@ class Remote:
         except ApiError as error:
             if error.status in (404, 410):
                 # closed or gone: the policy's memory of the run is lost, the rest is with us
+                logger.warning(
+                    "lhopt: the server has closed or lost this run's session: its policy goes on "
+                    "without a memory of the run, and decides otherwise than it would have. Where "
+                    "a job may be resumed, close() only what is over; `with Tuner(...)` does so."
+                )
                 self._open(deadline)
             elif error.code == "decision-gap" and error.expected_index is not None:
                 # the server lost its last decisions (a power cut): go on from those it has

@@ -185,11 +185,12 @@ class Tuner:
         held = _LISTENING.get(optimizer)
         earlier = None if held is None else held()
         if earlier is not None and not earlier._closed:
-            if not earlier._ended:
+            if earlier.steps and not earlier._ended:
                 self._notices.warn(
                     "another",
                     "lhopt: another Tuner steers this optimizer, at step %d of %d. It lets go, and "
-                    "this one goes on from the values in force. close() a Tuner whose run is over.",
+                    "this one begins a schedule of its own from the values in force. close() a "
+                    "Tuner whose run is over.",
                     earlier.steps,
                     earlier._total,
                 )

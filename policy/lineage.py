@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..inner_tasks.registry import family_of
-
 
 def lineage(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """A policy's training, then those of the policies that it comes from, by its manifest.
@@ -34,6 +32,8 @@ def families_trained_on(training: Mapping[str, Any]) -> set[str]:
 
 def families_met(training: Mapping[str, Any]) -> set[str]:
     """Families that a policy was trained on or chosen by, and those it began from, by manifest."""
+    from ..inner_tasks.registry import family_of  # imports torch, which `lhopt policies list` lacks
+
     met: set[str] = set()
     for stage in lineage(training):
         config = stage.get("config", {})

@@ -427,12 +427,14 @@ def test_a_job_that_dies_leaves_its_session_open(job: Any, fake_server: Any) -> 
 
 @pytest.mark.parametrize(("status", "code"), [(410, "session-closed"), (404, "no-session")])
 def test_a_resume_whose_session_is_gone_opens_another(
-    status: int, code: str, make_job: Any, fake_server: Any
+    status: int, code: str, make_job: Any, fake_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     job, client = make_job(), fake_server.client()
     optimizer, tuner = remote(job, client)
     job.run(optimizer, tuner, range(13))
     state = tuner.state_dict()
+    tuner.close()
+    assert not caplog.records
 
     def gone(request: httpx.Request) -> httpx.Response | None:
         if request.url.path.endswith("attempts"):
@@ -447,6 +449,8 @@ def test_a_resume_whose_session_is_gone_opens_another(
     job.run(optimizer, again, range(13, 60))
     assert sources(again) == ["policy"] * 9
     assert again.steps == 60
+    (warning,) = caplog.messages  # once, though every decision since is without that memory
+    assert "closed or lost this run's session" in warning
 
 
 def test_an_opening_whose_answer_was_lost_is_not_opened_twice(job: Any, fake_server: Any) -> None:

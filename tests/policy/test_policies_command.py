@@ -75,6 +75,32 @@ def test_a_policy_is_shown_with_its_training(
     assert "no training report" in capsys.readouterr().out
 
 
+def test_what_a_policy_began_from_counts_too(
+    make: Callable[..., Policy],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = {"updates": 100, "cpu_seconds": 30.0}
+    training = {
+        "updates": 2,
+        "cpu_seconds": 1.5,
+        "from": {"name": "a", "digest": "0" * 64, "training": first},
+    }
+    path = save(make(training=training), tmp_path)
+    assert _run("show", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "  updates      2\n" in out
+    assert "102 updates and 32 CPU seconds, with what it began from" in out
+    save(make(training=first), tmp_path)
+    assert _run("show", str(path)) == 0
+    assert "began from" not in capsys.readouterr().out
+    monkeypatch.setattr(bundled, "names", lambda: ["random"])
+    monkeypatch.setattr("lhopt.cli.policies._find", lambda name: make(training=training))
+    assert _run("list") == 0
+    assert capsys.readouterr().out.split()[-1] == "102"
+
+
 def test_a_broken_file_fails_and_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = folder / "random.safetensors"
     assert _run("verify", "random", str(weights)) == 0
