@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core.actions import COLUMN, N_CONTROLS, Decision
-from ..core.adapters import Adapter, Group, Slot
+from ..core.adapters import Adapter, Group, Slot, to_float
 from ..core.controls import CONTROLS
 from ..core.errors import ResumeError
 from ..core.types import FloatArray
@@ -56,18 +56,28 @@ class Hyperparameters:
         return tuple(name for name in CONTROLS if name in self._start)
 
     def values(self) -> dict[str, float]:
-        """What the first group that has it uses now, by control."""
+        """What the first group that has it uses now, by control.
+
+        0 where it had a value at the start: a scheduler's end.
+        """
         out = {}
         for name in self.names:
             start = dict(enumerate(self._start[name]))
             read = (
-                self._slots[name].read(group, moved=start.get(i) is not None)
+                self._now(self._slots[name], group, moved=start.get(i) is not None)
                 for i, group in enumerate(self.groups)
             )
             value = next((v for v in read if v is not None), None)
             if value is not None:
                 out[name] = value
         return out
+
+    @staticmethod
+    def _now(slot: Slot, group: Group, *, moved: bool) -> float | None:
+        value, raw = slot.read(group, moved=moved), slot.raw(group)
+        if value is None and moved and raw is not None and to_float(raw) == 0.0:
+            return 0.0  # nothing that a factor could move, and yet in force
+        return value
 
     def relative(self, steered: Iterable[str]) -> FloatArray:
         """`(1, controls)` delta since the start; nan where not steered."""

@@ -150,8 +150,10 @@ class Tuner:
 
         from .interval import Interval  # imports torch
 
-        seen = None if epochs is None else settings.positive("epochs", epochs) * share
+        passes = None if epochs is None else settings.positive("epochs", epochs)
+        seen = None if passes is None else passes * share
         held = None if labels is None else settings.positive("labels", labels)
+        self._told = {"epochs": passes, "labels": held}
         self._validation = None
         if validate is not None:
             from .validation import Validation
@@ -341,6 +343,7 @@ class Tuner:
             "interval": self._interval,
             "begun": self._begun,
             "ended": self._ended and not self._closed,
+            "told": dict(self._told),
             "log": self._log.state_dict(),
             "steering": self._steering.state_dict(),
             "averages": None if self._averages is None else self._averages.state_dict(),
@@ -368,6 +371,15 @@ class Tuner:
         self._steering.load_state_dict(state["steering"])
         self._log.load_state_dict(state["log"])
         self._begun, self._ended = int(state["begun"]), bool(state["ended"])
+        told = state.get("told", self._told)  # a checkpoint of before has none
+        if told != self._told:
+            self._notices.warn(
+                "told",
+                "lhopt: the checkpoint was saved by a Tuner that was told %s, this one is told %s: "
+                "decisions are not those of an uninterrupted run",
+                told,
+                self._told,
+            )
         if self._averages is None:
             if saved_averages is not None:
                 self._notices.warn(

@@ -123,6 +123,26 @@ def test_a_checkpoint_of_other_settings_is_refused(
         tuner(60, flat_policy).load_state_dict(state)
 
 
+def test_a_resume_that_is_told_otherwise_of_the_data_says_so(
+    make_job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    def begin(**told: Any) -> Tuner:
+        return Tuner(torch.optim.AdamW(make_job().groups()), 60, interval=5, policy=policy, **told)
+
+    state = through_a_file(begin(epochs=3, labels=50_000).state_dict())
+    begin(epochs=3.0, labels=50_000).load_state_dict(state)
+    del state["told"]  # one of before it was kept
+    begin(epochs=4).load_state_dict(state)
+    assert not caplog.records
+    state = begin(epochs=3).state_dict()
+    begin(epochs=4).load_state_dict(state)
+    begin(epochs=3, labels=50_000).load_state_dict(state)
+    first, second = caplog.messages
+    assert "'epochs': 3.0" in first
+    assert "'epochs': 4.0" in first
+    assert "'labels': 50000.0" in second
+
+
 def test_a_checkpoint_of_other_parameter_groups_is_refused(make_job: Any, policy: Policy) -> None:
     two = torch.optim.AdamW(make_job().groups())
     state = Tuner(two, 60, interval=5, policy=policy).state_dict()

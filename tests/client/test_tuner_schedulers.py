@@ -61,6 +61,20 @@ def test_our_factor_multiplies_the_scheduler(
     tuner.close()
 
 
+def test_a_rate_that_its_scheduler_has_taken_to_0_is_told_as_that(job: Any, policy: Policy) -> None:
+    optimizer = torch.optim.AdamW(job.groups())
+    scheduler = schedulers.LinearLR(optimizer, 1.0, 0.0, total_iters=20)
+    tuner = Tuner(optimizer, 40, interval=5, policy=policy, scheduler=scheduler)
+    job.run(optimizer, tuner, range(10), scheduler)
+    assert tuner.values["learning_rate"] > 0.0
+    job.run(optimizer, tuner, range(10, 40), scheduler)
+    assert tuner.values["learning_rate"] == 0.0
+    assert tuner.history[-1].values["learning_rate"] == 0.0
+    # what never had a value has none
+    plain = Tuner(torch.optim.SGD(job.groups(), momentum=0.0), 40, interval=5, policy=policy)
+    assert "one_minus_beta1" not in plain.values
+
+
 def test_a_scheduler_that_was_not_declared_is_refused(job: Any, policy: Policy) -> None:
     optimizer = torch.optim.AdamW(job.groups())
     schedulers.CosineAnnealingLR(optimizer, 60)
