@@ -10,6 +10,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,14 @@ def test_ctrl_c_while_frontiers_are_measured_leaves_nobody_behind(
     environment = {**os.environ, "LHOPT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     said = tmp_path / "said"
     with said.open("w") as file:
-        ran = subprocess.Popen(command, env=environment, stderr=file, start_new_session=True)
+        ran = subprocess.Popen(
+            command,
+            env=environment,
+            stderr=file,
+            start_new_session=True,
+            # what runs in a shell's background ignores it, and so would what it starts
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         within(90.0, lambda: len(children(ran.pid)) >= 3)  # two workers and the resource tracker
         left = children(ran.pid)
