@@ -54,7 +54,7 @@ class Tuner:
     nothing more. Every `interval` optimizer steps, `report` decides and applies. Once constructed,
     it never raises into the loop: whatever fails, the hyperparameters stay as they are, one warning
     per cause goes to the logger "lhopt", and training goes on. One Tuner steers an optimizer: where
-    a second one is constructed, the first lets go, with a warning unless its run is over.
+    a second one is constructed, the first lets go, with a warning in the middle of its run.
 
     Args:
         optimizer: Any torch optimizer; what of it can be steered stands in `core/adapters.py`.

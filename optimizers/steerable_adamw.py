@@ -87,7 +87,7 @@ class SteerableAdamW(torch.optim.Optimizer):
     Every value of a parameter group may be changed between steps; a tensor is changed in place.
     Gradients are never modified, and no step waits for the device. On a processor, momentum that is
     1e-16 of the root second moment or less, as dead units leave it, is set to 0 every sixteen
-    steps, before it decays to denormal numbers, with which a step may take thirty times as long.
+    steps, before it decays to denormal numbers, with which a step may take twenty times as long.
 
     Args:
         params: Parameters or groups of them; each group may have its own values.
@@ -480,7 +480,7 @@ def _sweep(step: int, momentum: Tensor, second: Tensor) -> None:
         return
     dead = momentum.abs() <= second.sqrt().mul_(_NOTHING)
     momentum.masked_fill_(dead, 0.0)
-    # a few hundred times the smallest normal number: it decays slowly, and the next look is near
+    # a thousand times the smallest normal number: it decays slowly, and the next look is near
     second.masked_fill_(dead & (second < 1e3 * torch.finfo(second.dtype).tiny), 0.0)
 
 

@@ -32,7 +32,7 @@ def families_trained_on(training: Mapping[str, Any]) -> set[str]:
 
 def families_met(training: Mapping[str, Any]) -> set[str]:
     """Families that a policy was trained on or chosen by, and those it began from, by manifest."""
-    from ..inner_tasks.registry import family_of  # imports torch, which `lhopt policies list` lacks
+    from ..inner_tasks.registry import family_of  # torch, which `lineage` does without
 
     met: set[str] = set()
     for stage in lineage(training):
