@@ -16,7 +16,7 @@ from ..core.errors import (
     SchedulerConflict,
     UnknownNameError,
 )
-from ..policy import artifact, bundled
+from ..policy import bundled
 from ..policy.artifact import Policy
 from . import ranks
 from .backends import Backend, Embedded, Terms
@@ -169,19 +169,9 @@ def find_policy(policy: str | Path | Policy | None, optimizer: str) -> Policy:
                 "run without it.", optimizer, found.name, found.optimizer,
             )  # fmt: skip
         return found
-    if isinstance(policy, str) and policy in bundled.names():
-        return bundled.bundled(policy)
-    if _is_file(policy):
-        return artifact.load(policy)
-    return bundled.bundled(policy)
-
-
-_SUFFIXES = (".json", ".safetensors")
-
-
-def _is_file(policy: str | Path) -> bool:
-    """Whether a policy is given by its path, and not by a name that somebody serves."""
-    return isinstance(policy, Path) or os.sep in policy or Path(policy).suffix in _SUFFIXES
+    if bundled.is_path(policy):
+        return bundled.find(policy)
+    return bundled.bundled(str(policy))
 
 
 def choose_backend(
@@ -205,7 +195,7 @@ def choose_backend(
             "nothing for the optimizer's own."
         )
     # a path as a string too: no server knows it, and every decision would be a hold
-    local = policy is not None and (isinstance(policy, Policy) or _is_file(policy))
+    local = policy is not None and (isinstance(policy, Policy) or bundled.is_path(policy))
     if url is None and client is None and not local:
         url = os.environ.get("LHOPT_URL") or None
     if url is None and client is None:

@@ -9,6 +9,7 @@ from ...core.errors import ConfigurationError, UnknownNameError
 from ..artifact import Policy, load
 
 FOLDER = Path(__file__).parent
+_SUFFIXES = (".json", ".safetensors")
 #: Taken when an optimizer has no policy of its own: plain Adam's controls are the common ones.
 DEFAULT = "adamw"
 #: Optimizers that `DEFAULT` must not be taken for unasked, and why; `lhopt bench suited` measures
@@ -39,25 +40,33 @@ def bundled(name: str = DEFAULT) -> Policy:
     return load(FOLDER / name)
 
 
-def find(name: str) -> Policy:
+def is_path(policy: str | Path) -> bool:
+    """Whether a policy is named by where its files lie, and not by a name that somebody serves."""
+    path = Path(policy)
+    return isinstance(policy, Path) or path.name != policy or path.suffix in _SUFFIXES
+
+
+def find(policy: str | Path) -> Policy:
     """A bundled policy by name, or any by the path of its NAME.json or NAME.safetensors.
+
+    Read anew each time.
 
     Raises:
         UnknownNameError: No bundled policy has this name, and it is no path.
         ConfigurationError: It is a folder.
         ArtifactError, IncompatiblePolicyError: As `artifact.load`.
     """
-    if name in names():
-        return load(FOLDER / name)
-    path = Path(name)
-    if path.is_dir() and not Path(f"{name}.json").exists():
+    if isinstance(policy, str) and policy in names():
+        return load(FOLDER / policy)
+    path = Path(policy)
+    if path.is_dir() and not Path(f"{policy}.json").exists():
         held = sorted(file.with_suffix(".json").name for file in path.glob("*.safetensors"))
         raise ConfigurationError(
-            f"{name} is a folder; name one of its policies: {', '.join(held) or 'it has none'}."
+            f"{policy} is a folder; name one of its policies: {', '.join(held) or 'it has none'}."
         )
-    if path.name != name or path.suffix in (".json", ".safetensors") or path.exists():
+    if is_path(policy) or path.exists():
         return load(path)
-    raise UnknownNameError("bundled policy", name, names())
+    raise UnknownNameError("bundled policy", str(policy), names())
 
 
 def for_optimizer(optimizer: str) -> Policy:
