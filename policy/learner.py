@@ -77,7 +77,7 @@ class PaddedCategorical(MultiCategoricalDistribution):
 
 
 class Leaning:
-    """A preference for up or down in each control that a run keeps to its end.
+    """A preference for up or down in each control that a run keeps to its end, or for long.
 
     Noise that a policy corrects in its next decisions dies out, and what a lasting change comes to
     never shows. So each run draws, per control, z from a normal distribution when it begins, and z
@@ -90,13 +90,15 @@ class Leaning:
     Args:
         controls: What the heads steer, in order.
         scale: Standard deviation of z.
+        turn: Probability that a run draws z anew before a decision. With 0 it tries more or less
+            of a control alone; else, too, more of it first and less later.
 
     Attributes:
         z: `(runs, heads)`, or None before the first runs begin.
     """
 
-    def __init__(self, controls: tuple[Control, ...], scale: float) -> None:
-        self.scale = scale
+    def __init__(self, controls: tuple[Control, ...], scale: float, turn: float = 0.0) -> None:
+        self.scale, self.turn = scale, turn
         width = max(len(control.choices) for control in controls)
         octaves = torch.zeros(len(controls), width)
         for row, control in zip(octaves, controls, strict=True):
@@ -114,7 +116,10 @@ class Leaning:
         drawn = self.scale * torch.randn(len(starts), len(self._octaves))
         if self.z is None or len(self.z) != len(starts):
             self.z = drawn
-        self.z = torch.where(starts.cpu().bool()[:, None], drawn, self.z)
+        anew = starts.cpu().bool()
+        if self.turn:
+            anew = anew | (torch.rand(len(starts)) < self.turn)
+        self.z = torch.where(anew[:, None], drawn, self.z)
         return self.z[:, :, None] * self._octaves
 
 
@@ -133,6 +138,7 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         n_features: Leading columns of the observation that the actor reads; the critic reads all.
             None gives the actor all as well.
         lean: Standard deviation of `Leaning`; 0 draws every decision anew.
+        lean_turn: Probability that a run leans another way from a decision on.
         **kwargs: As in sb3-contrib's policy.
     """
 
@@ -146,10 +152,11 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         hold: float = 0.7,
         n_features: int | None = None,
         lean: float = 0.0,
+        lean_turn: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self._controls, self._hold = controls, hold
-        self.leaning = Leaning(controls, lean) if lean else None
+        self.leaning = Leaning(controls, lean, lean_turn) if lean else None
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         if n_features is not None and n_features < self.features_dim:
             wide = self.lstm_actor

@@ -70,6 +70,8 @@ class PPOConfig:
             would undo the warm start.
         lean: Standard deviation of a run's lasting preference in each control (`Leaning`); 0 is
             none.
+        lean_turn: Probability, at each decision, that the run draws that preference anew; with 0
+            it keeps it to its end.
     """
 
     name: str = "policy"
@@ -92,6 +94,7 @@ class PPOConfig:
     evaluate_every: int = 20
     critic_warmup: int = 8
     lean: float = 0.0
+    lean_turn: float = 0.0
 
     @property
     def runs(self) -> int:
@@ -107,6 +110,11 @@ class PPOConfig:
             )
         if not 0.0 <= self.lean < np.inf:
             raise ConfigurationError(f"lean is {self.lean}; a number of at least 0 is wanted.")
+        if not 0.0 <= self.lean_turn <= 1.0 or (self.lean_turn and not self.lean):
+            raise ConfigurationError(
+                f"lean_turn is {self.lean_turn} with lean {self.lean}; a probability is wanted, "
+                "and 0 without a lean."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -222,6 +230,7 @@ class PPOTrainer(ABC, Generic[A]):
                 "controls": controls,
                 "n_features": n_features,
                 "lean": config.lean,
+                "lean_turn": config.lean_turn,
                 "lstm_hidden_size": config.lstm,
                 "net_arch": {"pi": [config.lstm], "vf": [config.lstm]},
                 "enable_critic_lstm": True,

@@ -368,3 +368,42 @@ def test_environments_start_where_the_optimizer_does_when_nothing_is_named() -> 
     np.testing.assert_allclose(betas, defaults["betas"])
     for name in ("eps", "weight_decay", "clip_ratio"):
         assert start[name] == defaults[name]
+
+
+def test_a_blurred_run_sees_the_same_offset_to_its_end(pool: TaskPool, config: EnvConfig) -> None:
+    plain, blurred = make(pool, config, seed=5), make(pool, replace(config, blur=0.2), seed=5)
+    first, other = plain.reset()[0], blurred.reset()[0]
+    offsets = other - first
+    within = np.abs(first) < 2.0  # further out the bounds cut
+    assert 0.15 < offsets[within].std() < 0.25
+    assert len({row.tobytes() for row in offsets}) == len(offsets)
+    rng, ended = np.random.default_rng(0), 0
+    for _ in range(12):
+        actions = rng.integers(0, plain.single_action_space.nvec, (plain.num_envs, 4))
+        seen, wanted = plain.step(actions), blurred.step(actions)
+        assert blurred.observation_space.contains(wanted[0])
+        np.testing.assert_array_equal(seen[1], wanted[1])  # what the runs do is not blurred
+        running = ~wanted[2]
+        inside = (np.abs(seen[0]) < 2.0) & (np.abs(first) < 2.0) & running[:, None]
+        np.testing.assert_allclose((wanted[0] - seen[0])[inside], offsets[inside], atol=1e-6)
+        for row in np.flatnonzero(wanted[2]):
+            ended += 1
+            assert not np.allclose((wanted[0] - seen[0])[row], offsets[row], atol=0.05)
+        if wanted[2].any():
+            first, offsets = seen[0].copy(), wanted[0] - seen[0]
+    assert ended
+
+
+def test_a_blurred_environment_goes_on_where_it_was(pool: TaskPool, config: EnvConfig) -> None:
+    env, other = (make(pool, replace(config, blur=0.3), seed=s) for s in (2, 9))
+    env.reset()
+    roll(env, 3)
+    state = pickle.loads(pickle.dumps(env.state()))
+    other.load_state(state)
+    same(roll(env, 9), roll(other, 9))
+
+
+@pytest.mark.parametrize("blur", [-0.1, np.nan, 3.5, "much"])
+def test_a_blur_that_is_none_is_refused(blur: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"blur is .*0 to 3"):
+        EnvConfig(blur=blur)

@@ -15,7 +15,7 @@ from lhopt.core.controls import get_controls
 from lhopt.core.features import FEATURES
 from lhopt.env.pool import TaskPool
 from lhopt.policy.imitation import actor_logits
-from lhopt.policy.learner import HyperparameterPolicy, PaddedCategorical
+from lhopt.policy.learner import HyperparameterPolicy, Leaning, PaddedCategorical
 from lhopt.policy.runtime import forward
 from lhopt.policy.train import Trainer
 from lhopt.policy.train_config import TrainConfig
@@ -124,6 +124,22 @@ def test_a_run_that_leans_goes_one_way_and_says_what_the_policy_says() -> None:
     assert torch.equal(likeliest, plain.mode())
     assert isinstance(plain, PaddedCategorical)
     assert plain.tilt is None
+
+
+def test_a_run_that_turns_leans_another_way_now_and_then() -> None:
+    torch.manual_seed(0)
+    leaning = Leaning(get_controls(["learning_rate", "eps"]), 0.5, turn=0.1)
+    starts = torch.ones(400)
+    leaning.tilt(starts)
+    kept = []
+    for _ in range(20):
+        assert leaning.z is not None
+        before = leaning.z
+        leaning.tilt(torch.zeros_like(starts))
+        same = leaning.z == before
+        assert torch.equal(same.all(1), same.any(1))  # all controls at once
+        kept.append(same.all(1).float().mean())
+    torch.testing.assert_close(torch.stack(kept).mean(), torch.tensor(0.9), rtol=0.02, atol=0.0)
 
 
 @pytest.fixture(scope="module")

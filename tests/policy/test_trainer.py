@@ -197,6 +197,9 @@ def test_runs_keep_leaning_across_updates(pool: TaskPool, tmp_path: Path) -> Non
     )
     with pytest.raises(ConfigurationError, match=r"lean is -0\.1; a number of at least 0"):
         replace(CONFIG, lean=-0.1)
+    for lean, turn in [(0.4, 1.5), (0.4, -0.1), (0.0, 0.1)]:
+        with pytest.raises(ConfigurationError, match=f"lean_turn is {turn} with lean {lean}"):
+            replace(CONFIG, lean=lean, lean_turn=turn)
 
 
 def test_a_batch_that_does_not_fit_is_refused() -> None:
