@@ -379,7 +379,7 @@ def test_a_blurred_run_sees_the_same_offset_to_its_end(pool: TaskPool, config: E
     assert len({row.tobytes() for row in offsets}) == len(offsets)
     rng, ended = np.random.default_rng(0), 0
     for _ in range(12):
-        actions = rng.integers(0, plain.single_action_space.nvec, (plain.num_envs, 4))
+        actions = rng.integers(0, action_space(config).nvec, (plain.num_envs, 4))
         seen, wanted = plain.step(actions), blurred.step(actions)
         assert blurred.observation_space.contains(wanted[0])
         np.testing.assert_array_equal(seen[1], wanted[1])  # what the runs do is not blurred
