@@ -107,7 +107,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         'that choose checkpoints, "comparison" those that neither a training nor its evaluation '
         'touches by default, "confirmation" others that are kept for a last look once a policy is '
         'chosen, "further" other nets on the data of "comparison", "crossed" on that of "training" '
-        "too; by default evaluation and comparison",
+        'too, "drawn" such as draw the program that makes their data; by default evaluation and '
+        "comparison",
     )
     compare.add_argument(
         "--decades",
