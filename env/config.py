@@ -11,7 +11,6 @@ import numpy as np
 
 from ..core.controls import Control, get_controls
 from ..core.errors import ConfigurationError, UnknownNameError
-from ..core.features import BOUND
 from ..core.feedback import Feedback
 from ..core.schedules import Schedule
 from ..optimizers.steerable_adamw import SteerableAdamW
@@ -134,9 +133,6 @@ class EnvConfig:
             group is a sharp baseline of a run's reward. None draws all for every run.
         privileged: Whether the vector environment appends what only a critic may see
             (`env/privileged.py`) to its observations.
-        blur: Standard deviation of what the vector environment adds to each feature of a run, the
-            same throughout the run: a learner that sees tasks a little displaced cannot tell them
-            apart by the level of a feature alone, and learn each by heart. 0 adds nothing.
         speed_bounds: Octaves of speed that an episode's reward is clipped to. A run that ends worse
             than the tuned baseline in an eighth of the time reads -3 by default, however bad; with
             a deeper bound a learner can tell bad from worse.
@@ -156,7 +152,6 @@ class EnvConfig:
     start: Mapping[str, float] = field(default_factory=dict)
     group_size: int | None = None
     privileged: bool = False
-    blur: float = 0.0
     speed_bounds: tuple[float, float] = SPEED_BOUNDS
 
     def __post_init__(self) -> None:
@@ -173,11 +168,6 @@ class EnvConfig:
                 raise ConfigurationError(
                     f"{name} is {share!r}; a share of the episodes is wanted, from 0 to 1."
                 )
-        if not isinstance(self.blur, int | float) or not 0.0 <= self.blur <= BOUND:
-            raise ConfigurationError(
-                f"blur is {self.blur!r}; a number from 0 to {BOUND:g} is wanted, in the unit of "
-                "the observations."
-            )
         if not isinstance(self.averages, bool):
             raise ConfigurationError(f"averages is {self.averages!r}; True or False is wanted.")
         low, high = self.intervals

@@ -116,7 +116,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
             self._seed, self._counts = seed, [0] * self.n_buckets
         self._episodes = [self._draw(b) for b in range(self.n_buckets)]
         for b, episode in enumerate(self._episodes):
-            self._observation[self._rows(b)] = self._seen(b, episode)
+            self._observation[self._rows(b)] = self._seen(episode)
         return self._observation.copy(), {}
 
     def step(
@@ -136,12 +136,12 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         for b in range(self.n_buckets):
             rows, episode = self._rows(b), self._episodes[b]
             episode.step(deltas[rows])
-            self._observation[rows] = self._seen(b, episode)
+            self._observation[rows] = self._seen(episode)
             if episode.finished:
                 reward[rows], terminated[rows] = episode.reward, True
-                self._report(info, rows, episode, self._observation[rows])
+                self._report(info, rows, episode)
                 self._episodes[b] = self._draw(b)
-                self._observation[rows] = self._seen(b, self._episodes[b])
+                self._observation[rows] = self._seen(self._episodes[b])
         return self._observation.copy(), reward, terminated, np.zeros_like(terminated), info
 
     def state(self) -> dict[str, Any]:
@@ -170,20 +170,11 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
                 Episode.restore(entry.task, self.config, entry.frontier, saved, device=self.device)
             )
 
-    def _seen(self, bucket: int, episode: Episode) -> FloatArray:
+    def _seen(self, episode: Episode) -> FloatArray:
         """The episode's rows of the observation."""
-        features = episode.observation
-        if self.config.blur:
-            features = np.clip(features + self._blur(bucket), -BOUND, BOUND)
         if self.privileged is None:
-            return features
-        return np.concatenate([features, self.privileged.of(episode)], axis=1)
-
-    def _blur(self, bucket: int) -> FloatArray:
-        """What the bucket's present episode adds to its features, `(runs, features)`."""
-        rng = np.random.default_rng([self._seed, self._first + bucket, self._counts[bucket], 1])
-        offsets = rng.normal(0.0, self.config.blur, (self.runs_per_bucket, len(FEATURES)))
-        return offsets.astype(np.float32)
+            return episode.observation
+        return np.concatenate([episode.observation, self.privileged.of(episode)], axis=1)
 
     def _rows(self, bucket: int) -> slice:
         return slice(bucket * self.runs_per_bucket, (bucket + 1) * self.runs_per_bucket)
@@ -197,15 +188,13 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
             entry.task, entry.spec.steps, self.config, drawn, entry.frontier, device=self.device
         )
 
-    def _report(
-        self, info: dict[str, Any], rows: slice, episode: Episode, observation: FloatArray
-    ) -> None:
+    def _report(self, info: dict[str, Any], rows: slice, episode: Episode) -> None:
         """Fill Gymnasium's dict of arrays with a finished bucket."""
         if not info:
             info.update(self._blank())
         for name in [name for name in info if name.startswith("_")]:
             info[name][rows] = True
-        info["final_obs"][rows] = observation
+        info["final_obs"][rows] = self._seen(episode)
         info["final_loss"][rows] = episode.final_loss
         info["speed"][rows] = episode.reward
         info["diverged"][rows] = episode.diverged

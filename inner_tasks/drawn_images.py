@@ -21,7 +21,7 @@ _ROWS: Final = 4_096
 EXPLAINED: Final = (0.2, 0.9)
 _SIDES: Final[tuple[int, ...]] = (8, 12)
 _FEW_IMAGES: Final[tuple[int, ...]] = (150, 300, 600, 1200)
-Pixels = NDArray[np.float32]
+Pixels = NDArray[np.float64]  # in single precision processors would round apart
 Random = np.random.Generator
 
 _FUNCTIONS: Final[tuple[Callable[[Pixels], Pixels], ...]] = (
@@ -68,12 +68,12 @@ class _Network:
 
     def __call__(self, places: Pixels, latents: NDArray[np.float64]) -> Pixels:
         """Brightness (N, planes, P) at places (N, P, 3) of images with these latents (N, d)."""
-        x = places @ self.places.astype(np.float32)
-        x += (latents @ self.latents).astype(np.float32)[:, None]
+        x = places @ self.places
+        x += (latents @ self.latents)[:, None]
         for i in range(len(self.functions)):
             if i:
-                x = x @ self.layers[i - 1].astype(np.float32)
-            x += self.biases[i].astype(np.float32)
+                x = x @ self.layers[i - 1]
+            x += self.biases[i]
             for unit, function in enumerate(self.functions[i]):
                 x[..., unit] = _FUNCTIONS[function](x[..., unit])
         return np.asarray(np.tanh(x @ self.read.astype(np.float32)).transpose(0, 2, 1))
@@ -87,11 +87,11 @@ def _places(program: Random, rng: Random, n: int, side: int) -> Pixels:
     size = np.exp(program.uniform(0.0, 0.2) * rng.normal(size=(n, 1)))
     x = size * (np.cos(angle) * across - np.sin(angle) * down) + moved[0]
     y = size * (np.sin(angle) * across + np.cos(angle) * down) + moved[1]
-    return np.stack([x, y, np.sqrt(x**2 + y**2)], -1).astype(np.float32)
+    return np.stack([x, y, np.sqrt(x**2 + y**2)], -1)
 
 
 def _spoiled(program: Random, rng: Random, images: Pixels, side: int) -> Pixels:
-    """Images (n, planes, P) of unequal contrast, in some programs half covered, under noise."""
+    """Images (n, planes, P) of unequal contrast, a part of some covered, under noise."""
     n, most = len(images), program.uniform(0.0, 0.6)
     light = np.exp(program.uniform(0.0, 0.4) * rng.normal(size=(n, 1, 1)))
     shade = program.uniform(0.0, 0.3) * rng.normal(size=(n, 1, 1))
@@ -101,7 +101,7 @@ def _spoiled(program: Random, rng: Random, images: Pixels, side: int) -> Pixels:
     covered = ((begin <= place) & (place < end)).all(0) & (rng.random((n, 1)) < most)
     spoiled = np.where(covered[:, None], 0.0, light * images + shade)
     noise = program.uniform(0.05, 0.4) * rng.normal(size=images.shape)
-    return np.asarray(spoiled + noise, np.float32)
+    return np.asarray(spoiled + noise)
 
 
 def _images(

@@ -52,7 +52,7 @@ def _pick(rng: Random, summed: NDArray[np.float64]) -> IntArray:
 def _hidden_markov(
     program: Random, rng: Random, which: IntArray, kin: int, apart: float, symbols: int, length: int
 ) -> IntArray:
-    """States move by a chain, most readily round a drawn circle; each has a symbol of its own."""
+    """States move by a chain, most readily round a drawn circle; each mostly says one symbol."""
     states = int(program.integers(symbols, symbols + 4))
     circle, own = program.permutation(states), np.arange(states) % symbols
     round_, sure = program.uniform(0.5, 0.95, 2)
@@ -167,8 +167,9 @@ class ChainsRNN(SupervisedFamily):
     Model: vectors of 4 to 8 for the symbols, one recurrent layer of 16 to 48 with tanh, read out
     after the last symbol.
     Drawn: data seed, embedding, width, norm, loss, batch size, gain, scales, label noise.
-    Source: Rabiner, 1989, "A Tutorial on Hidden Markov Models", for the first kind, Kuramoto, 1975,
-    for the last; Elman, 1990, "Finding Structure in Time".
+    Source: Rabiner, 1989, "A Tutorial on Hidden Markov Models and Selected Applications in Speech
+    Recognition", for the first kind, Kuramoto, 1975, "Self-entrainment of a population of coupled
+    non-linear oscillators", for the last; Elman, 1990, "Finding Structure in Time".
     """
 
     name = "chains-rnn"

@@ -175,7 +175,7 @@ class CausesMLP(SupervisedFamily):
     interval of another node, or which of several others is the largest.
     Model: 1 to 3 hidden layers of 16 to 64.
     Drawn: data seed, width, depth, activation, norm, loss, batch size, gain, scales, label noise.
-    Source: structural causal models as a prior of tables after Mueller et al., 2022,
+    Source: structural causal models as a prior of tables after Hollmann et al., 2022,
     arXiv:2207.01848 (TabPFN).
     """
 

@@ -65,7 +65,8 @@ CROSSED_FAMILIES: tuple[str, ...] = (
     "ballots-experts", "chaos-pieces", "spots-dense", "gratings-tied",
 )  # fmt: skip
 #: Families whose data seed draws another program, not other rows of one, so that the eight tasks of
-#: a family are eight worlds; five of them have few rows. What was said of `FURTHER_FAMILIES` holds.
+#: a family are nearly always eight worlds; five of them have few rows. What was said of
+#: `FURTHER_FAMILIES` holds.
 DRAWN_FAMILIES: tuple[str, ...] = (
     "causes-mlp", "causes-resmlp", "causes-gated", "causes-few", "causes-experts",
     "causes-values", "causes-values-few", "chains-rnn", "chains-mlp", "chains-conv", "chains-few",

@@ -119,6 +119,8 @@ class PPOConfig:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         row: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.lean_turn:
+            del row["lean_turn"]  # or no training from before this setting could be resumed
         return row
 
     def fingerprint(self) -> str:

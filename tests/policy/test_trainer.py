@@ -186,10 +186,14 @@ def test_more_updates_are_the_same_training_and_other_settings_are_not() -> None
 
 
 def test_runs_keep_leaning_across_updates(pool: TaskPool, tmp_path: Path) -> None:
-    trainer = Trainer(replace(CONFIG, updates=1), tmp_path, pool)
+    config = replace(CONFIG, updates=1, lean_turn=0.25)
+    assert config.fingerprint() != CONFIG.fingerprint()
+    assert "lean_turn" not in CONFIG.to_json()  # as in trainings from before there was one
+    trainer = Trainer(config, tmp_path, pool)
     trainer.learn()
     leaning = trainer._leaning
     assert leaning is not None
+    assert leaning.turn == 0.25
     assert leaning.z is not None
     assert leaning.z.shape == (CONFIG.runs, len(trainer.env_config.controls))
     assert torch.equal(
