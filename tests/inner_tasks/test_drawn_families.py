@@ -121,7 +121,9 @@ def test_programs_differ_in_shape_too() -> None:
 
 @pytest.mark.parametrize("name", DRAWN_FAMILIES)
 def test_the_tasks_of_a_family_are_worlds_of_their_own(name: str) -> None:
-    worlds = [get_family(name).draw(k)["data_seed"] for k in range(8)]
+    family = get_family(name)
+    assert isinstance(family, SupervisedFamily)
+    worlds = [family.draw(k)["data_seed"] for k in range(8)]
     assert len(set(worlds)) >= 7
 
 
@@ -258,7 +260,7 @@ def test_the_next_symbols_are_the_strings_one_place_later() -> None:
 def test_an_image_is_what_the_network_paints_of_its_latents() -> None:
     """Of the same latents the same image, of others another; planes lie one after the other."""
     network = _Network(generator("network"), 3, 2)
-    place = generator("places").normal(size=(1, 64, 3)).astype(np.float32)
+    place = generator("places").normal(size=(1, 64, 3))
     latents = generator("latents").normal(size=(2, 3))
     places = place.repeat(3, 0)
     images = network(places, latents[[0, 1, 0]])
