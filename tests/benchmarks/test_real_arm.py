@@ -93,7 +93,9 @@ def test_the_tuner_in_a_real_loop_is_the_batched_environment(
 
 @pytest.mark.parametrize("name", ["adamw", "steerable"])
 def test_the_best_weights_in_a_real_loop_are_those_of_the_batched_environment(name: str) -> None:
-    policy, task, rate = bundled(name), get_task("digits-mlp:width=48"), 0.05
+    policy, task = bundled(name), get_task("digits-mlp:width=48")
+    # from 0.05 rounding alone ends one of the two runs 1.7% apart on some processors
+    rate = 0.05 if name == "adamw" else 0.02
     close = 1e-4 if name == "adamw" else 1e-2  # as above
     starts = {k: np.full(2, v) for k, v in real.default_values(policy.optimizer).items()}
     starts["learning_rate"] = np.full(2, rate)
