@@ -72,7 +72,7 @@ class Crossing(SupervisedFamily):
         cls.selection = cls.parent.selection
         cls.settings = {
             **{key: theirs[key] for key in cls.data},
-            **({"rows": (_plain(cls.rows), cls.rows)} if cls.rows else {}),
+            **({"rows": (_default_rows(cls.rows), cls.rows)} if cls.rows else {}),
             **cls.module.settings,
             "loss": theirs["loss"],
             "batch_size": theirs["batch_size"],
@@ -92,8 +92,8 @@ class Crossing(SupervisedFamily):
         return self.module.build(data.n_inputs, data.n_outputs, config), data
 
 
-def _plain(rows: tuple[int, ...]) -> int:
-    """How many rows a default task has: 1,600, or the middle where so many are never drawn."""
+def _default_rows(rows: tuple[int, ...]) -> int:
+    """1,600, or the middle where so many are never drawn."""
     return 1600 if 1600 in rows else rows[len(rows) // 2]
 
 

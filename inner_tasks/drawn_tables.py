@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .crossing import EXPERTS, GATED, PLAIN, RESIDUAL, Crossing
 from .data import Dataset
 from .drawing import in_order, n_drawn
-from .nets import MLP, Net
+from .nets import Net
 from .supervised import (
     ALL_ACTIVATIONS,
     BATCH_SIZES,
@@ -195,8 +195,7 @@ class CausesMLP(SupervisedFamily):
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` on the seed's table."""
         data = causes(config["data_seed"])
-        widths = (data.n_inputs, *(config["width"],) * config["depth"], data.n_outputs)
-        return MLP(widths, config["activation"], config["norm"], config["init_gain"]), data
+        return PLAIN.build(data.n_inputs, data.n_outputs, config), data
 
 
 class CausesResMLP(Crossing):
@@ -285,8 +284,7 @@ class CausesValues(SupervisedFamily):
     def make(self, config: Config) -> tuple[Net, Dataset]:
         """An `MLP` with an output for each value."""
         data = causes_values(config["data_seed"])
-        widths = (data.n_inputs, *(config["width"],) * config["depth"], data.n_outputs)
-        return MLP(widths, config["activation"], config["norm"], config["init_gain"]), data
+        return PLAIN.build(data.n_inputs, data.n_outputs, config), data
 
 
 class CausesValuesFew(Crossing):
