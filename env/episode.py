@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..core import features
 from ..core.actions import COLUMN, N_CONTROLS, Decision
@@ -23,7 +24,7 @@ from ..core.statistics import Accumulator, Statistics, horizons, measure
 from ..core.types import BoolArray, FloatArray
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
-from ..optimizers.update import StepRule
+from ..optimizers.update import MatrixFactors, StepRule
 from ..policy.runtime import bounded, opening
 from .config import EnvConfig
 from .denormals import denormals_flushed
@@ -53,6 +54,38 @@ class Draw:
     tells_slope: bool = False
 
 
+#: Matrices of a net that have a name: the first and the last, in the order of its parameters.
+MATRICES = {"first": 0, "last": -1}
+
+
+@dataclass(frozen=True)
+class MatrixChange:
+    """One matrix whose rate or decay is another than that of the rest.
+
+    Attributes:
+        matrix: A name in `MATRICES`.
+        control: "learning_rate" or "weight_decay"; as in a parameter group of its own, the
+            rate's factor counts for the decay too, which is times the rate.
+        factor: Above 0.
+    """
+
+    matrix: str
+    control: str
+    factor: float
+
+    def __post_init__(self) -> None:
+        if self.matrix not in MATRICES:
+            raise UnknownNameError("matrix", self.matrix, tuple(MATRICES))
+        if self.control not in ("learning_rate", "weight_decay"):
+            raise ConfigurationError(
+                f"A matrix with another {self.control}; learning_rate or weight_decay may be."
+            )
+        if not 0.0 < self.factor < np.inf:
+            raise ConfigurationError(
+                f"A factor of {self.factor} on a matrix's {self.control}; one above 0 is wanted."
+            )
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """What runs are changed in beside their controller's decisions, unseen by it.
@@ -66,11 +99,13 @@ class Perturbation:
         after: It begins with the first interval that begins at or after this share of the run's
             steps, from 0 to below 1.
         rule: Fields of the optimizer's `StepRule` that are others, for the whole run.
+        matrices: What single matrices have other than the rest, likewise from `after` on.
     """
 
     shifts: Mapping[str, float] = field(default_factory=dict)
     after: float = 0.0
     rule: Mapping[str, Any] = field(default_factory=dict)
+    matrices: tuple[MatrixChange, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.after < 1.0:
@@ -202,6 +237,7 @@ class Episode:
         episode.__dict__.update(copy.deepcopy(state["own"]))
         episode.task, episode.config, episode.frontier = task, config, frontier
         episode.runs = episode._new_runs(device)
+        episode.runs.set(episode.runs.settings, episode._factors())
         episode.runs.load_state(copy.deepcopy(state["runs"]))
         return episode
 
@@ -261,7 +297,7 @@ class Episode:
         for j in np.flatnonzero(self._steered):
             control = CONTROLS[CONTROL_NAMES[j]]
             self.values[:, j] = control.apply(self.values[:, j], delta[:, j])
-        self.runs.set(self._settings())
+        self.runs.set(self._settings(), self._factors())
 
     @property
     def _chooses(self) -> bool:
@@ -277,9 +313,25 @@ class Episode:
             averages_over=self.steps if self._chooses else None,
         )
 
+    @property
+    def _perturbed(self) -> bool:
+        """Whether what begins after a share of the run has begun."""
+        return self.done >= self.perturbation.after * self.steps
+
+    def _factors(self) -> MatrixFactors | None:
+        """What single matrices have other than the rest, for the next interval."""
+        n = self.runs.n_matrices
+        if not self.perturbation.matrices or not self._perturbed or not n:
+            return None
+        ones = torch.ones(self.n_runs, n, device=self.runs.device)
+        named = {"learning_rate": ones, "weight_decay": ones.clone()}
+        for change in self.perturbation.matrices:
+            named[change.control][:, MATRICES[change.matrix]] *= change.factor
+        return MatrixFactors(named["learning_rate"], named["weight_decay"])
+
     def _settings(self) -> Settings:
         named = dict(zip(CONTROL_NAMES, self.values.T, strict=True))
-        if self.done >= self.perturbation.after * self.steps:
+        if self._perturbed:
             for name, shift in self.perturbation.shifts.items():
                 named[name] = CONTROLS[name].apply(named[name], np.asarray(shift))
         given = {k: v.copy() for k, v in named.items() if not np.isnan(v).all()}

@@ -28,6 +28,7 @@ from ..optimizers.numbers import cast
 from ..optimizers.update import (
     ADAMW,
     Hyperparameters,
+    MatrixFactors,
     RunState,
     StepRule,
     begin_step,
@@ -177,9 +178,19 @@ class BatchedRuns:
         """Inner steps taken."""
         return self._state.step
 
-    def set(self, settings: Settings) -> None:
-        """Take new hyperparameters from the next step on."""
-        self.settings = settings
+    @property
+    def n_matrices(self) -> int:
+        """Parameters that the update rule treats as matrices, in their order."""
+        return len(self._matrices)
+
+    def set(self, settings: Settings, factors: MatrixFactors | None = None) -> None:
+        """Take new hyperparameters from the next step on.
+
+        Args:
+            settings: Of all parameters.
+            factors: Of single matrices, `(K, n_matrices)` each; None is none.
+        """
+        self.settings, self._factors = settings, factors
 
         def column(name: str) -> Tensor:
             values = settings.array(name, self.n_runs)[:, None].copy()
@@ -246,7 +257,7 @@ class BatchedRuns:
             update_block(
                 self.rule, self._state, self._hyper, self.flat, g,
                 self._momentum, self._second, self._average, self._matrices, clip,
-                self._scratch,
+                self._scratch, self._factors,
             )  # fmt: skip
             if self._kept and self.step % self._stride == 0:
                 for horizon, kept in self._kept.items():
@@ -373,7 +384,10 @@ class BatchedRuns:
         }
         self.n_runs = len(index)
         self._gradient = gradient(self.task, self.n_runs, self.device)
-        self.set(Settings(**settings))
+        factors = self._factors and MatrixFactors(
+            self._factors.lr[picked], self._factors.weight_decay[picked]
+        )
+        self.set(Settings(**settings), factors)
 
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on, next to task, seeds and settings."""

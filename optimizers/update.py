@@ -127,6 +127,20 @@ class Hyperparameters:
     clip_ratio: Number
 
 
+@dataclass(frozen=True)
+class MatrixFactors:
+    """What a block's matrices have other than its values: parameter groups of their own, in effect.
+
+    Attributes:
+        lr: `(K, matrices)` factors on the learning rate, in the order of the block.
+        weight_decay: `(K, matrices)` factors on the weight decay, which the rate's multiply too, as
+            decoupled decay is times the rate.
+    """
+
+    lr: Tensor
+    weight_decay: Tensor
+
+
 @dataclass
 class RunState:
     """Optimizer state shared by all blocks of a run; `(K, 1)` float64 tensors, or floats.
@@ -242,6 +256,7 @@ def update_block(
     block_matrices: Sequence[Matrix],
     clip: Number | None,
     scratch: Scratch | None = None,
+    factors: MatrixFactors | None = None,
 ) -> None:
     """One step of one block, in place on `param`, `momentum`, `second` and `average`.
 
@@ -268,6 +283,7 @@ def update_block(
         block_matrices: Matrices inside the block.
         clip: From `begin_step`.
         scratch: Where the caller keeps memory between steps; by default all of it is new.
+        factors: Of single matrices; by default all of them have the block's values.
     """
     f = _factors(rule, state, hyper, clip, param.dtype)
     work = (scratch or Scratch()).take(4, param)
@@ -278,16 +294,35 @@ def update_block(
         # torch.optim.AdamW's order of operations, so that float32 agrees to the last digits
         denominator = torch.sqrt(second, out=work[1]).div_(f.root).add_(f.eps)
         update = torch.div(momentum, denominator, out=work[2]).mul_(f.adam)
-        param.mul_(f.left).sub_(update)
     else:
         update = _steered_update(rule, f, param, g, momentum, second, tuple(block_matrices), work)
+    if factors is None:
         param.mul_(f.left)
-        if rule.cautious:
-            param.addcmul_(update, _agreeing(update, g, work[1]), value=-1.0)
-        else:
-            param.sub_(update)
+    else:
+        _by_matrix(f, factors, tuple(block_matrices), param, update)
+    if rule.cautious:
+        param.addcmul_(update, _agreeing(update, g, work[1]), value=-1.0)
+    else:
+        param.sub_(update)
     if average is not None:
         average.lerp_(param, share(rule.average, state.step))
+
+
+def _by_matrix(
+    f: _Factors,
+    factors: MatrixFactors,
+    inside: tuple[Matrix, ...],
+    param: Tensor,
+    update: Tensor,
+) -> None:
+    """Decay the weights, and scale the update, of every matrix by its own factors, in place."""
+    for i, m in enumerate(inside):
+        part, rate = slice(m.start, m.stop), factors.lr[:, i : i + 1]
+        decay = rate * factors.weight_decay[:, i : i + 1]
+        param[:, part].mul_(1.0 - (1.0 - f.left) * decay)
+        update[:, part].mul_(rate)
+    for part in outside(inside, param.shape[1]):
+        param[:, part].mul_(f.left)
 
 
 class _Factors(NamedTuple):

@@ -20,7 +20,7 @@ from ..core.controls import CONTROLS
 from ..core.errors import ConfigurationError, LhoptError, UnknownNameError
 from ..core.types import BoolArray, FloatArray
 from ..env.config import EnvConfig
-from ..env.episode import Perturbation
+from ..env.episode import MatrixChange, Perturbation
 from ..env.frontier import POOL_FRONTIER, Frontier
 from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import each
@@ -172,12 +172,15 @@ def parse_change(text: str, rule: StepRule) -> Perturbation:
     Args:
         text: NAME=VALUE. A control's name and a factor (a shift, where it moves in logits), from
             the first interval that begins after a tenth of the run, or after the share behind
-            an @; or a field of the update rule and its value, for the whole run.
+            an @. With "first." or "last." before it, as in "first.weight_decay=4@0", a factor on
+            the rate or decay of one matrix alone. Or a field of the update rule and its value, for
+            the whole run.
         rule: The optimizer's own.
 
     Raises:
-        UnknownNameError: The name is neither.
-        ConfigurationError: The value is none of that kind, or a rule's field comes with a share.
+        UnknownNameError: The name is neither, or no such matrix has a name.
+        ConfigurationError: The value is none of that kind, a rule's field comes with a share, or a
+            matrix with anything but a rate or a decay.
     """
     name, equals, given = text.partition("=")
     value, at, share = given.partition("@")
@@ -185,6 +188,11 @@ def parse_change(text: str, rule: StepRule) -> Perturbation:
         raise ConfigurationError(
             f"{text!r} changes nothing; NAME=VALUE, NAME=VALUE@SHARE or {HOLD} does."
         )
+    matrix, dot, control = name.partition(".")
+    if dot:
+        begins = _number(text, share) if at else AFTER
+        changed = MatrixChange(matrix, control, _number(text, value))
+        return Perturbation(after=begins, matrices=(changed,))
     if name in CONTROLS:
         number = _number(text, value)
         scales = CONTROLS[name].kind == "scale"
@@ -259,7 +267,8 @@ def headroom(
         for text in changes
     ]
     for text, one in perturbations:
-        if missing := set(one.shifts) - set(env.steered.start):
+        controls = {*one.shifts, *(change.control for change in one.matrices)}
+        if missing := controls - set(env.steered.start):
             raise ConfigurationError(
                 f"{text!r}: {policy.optimizer} has no {min(missing)}; it has "
                 f"{', '.join(env.steered.start)}."

@@ -12,7 +12,7 @@ from lhopt.core.actions import COLUMN, N_CONTROLS
 from lhopt.core.errors import ConfigurationError, UnknownNameError
 from lhopt.core.features import FEATURES
 from lhopt.env.config import OPTIMIZERS, EnvConfig
-from lhopt.env.episode import Draw, Episode, Perturbation
+from lhopt.env.episode import Draw, Episode, MatrixChange, Perturbation
 from lhopt.inner_tasks.registry import get_task
 
 STEERABLE = "lhopt.SteerableAdamW"
@@ -68,8 +68,48 @@ def test_another_rule_is_that_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not np.array_equal(held[-1], _run(_episode())[-1])
 
 
+@pytest.mark.parametrize(("matrix", "place"), [("first", 0), ("last", -1)])
+def test_a_matrix_is_changed_alone(matrix: str, place: int) -> None:
+    """It grows apart in the third interval; in that interval's first step nothing else does."""
+    change = MatrixChange(matrix, "learning_rate", 3.0)
+    plain, held = _episode(), _episode(Perturbation(after=0.4, matrices=(change,)))
+    zero = np.zeros((2, N_CONTROLS))
+    plain.step(zero)
+    held.step(zero)
+    assert torch.equal(plain.runs.flat, held.runs.flat)
+    begun = plain.runs.flat.clone()
+    for episode in (plain, held):
+        episode.runs.set(episode._settings(), episode._factors())
+        episode.runs.advance(1)
+    inside = torch.zeros(begun.shape[1], dtype=torch.bool)
+    one = episode.runs._matrices[place]
+    inside[one.start : one.stop] = True
+    mine, theirs = plain.runs.flat - begun, held.runs.flat - begun
+    torch.testing.assert_close(theirs[:, inside], 3.0 * mine[:, inside], rtol=1e-3, atol=1e-7)
+    assert torch.equal(plain.runs.flat[:, ~inside], held.runs.flat[:, ~inside])
+    assert plain.values.tolist() == held.values.tolist()  # what the policy is told of
+
+
+def test_factors_of_a_matrix_go_with_the_runs_that_are_kept() -> None:
+    changes = (
+        MatrixChange("first", "learning_rate", 3.0),
+        MatrixChange("last", "weight_decay", 5.0),
+    )
+    episode, other = (_episode(Perturbation(matrices=changes)) for _ in range(2))
+    episode.runs.keep(np.array([1]))
+    assert torch.equal(episode.runs.flat[0], other.runs.flat[1])
+    for one in (episode, other):
+        one.runs.advance(3)
+    torch.testing.assert_close(episode.runs.flat[0], other.runs.flat[1])
+
+
 def test_it_is_restored_with_the_episode() -> None:
-    perturbation = Perturbation({"learning_rate": 1.0}, after=0.5, rule={"ns_steps": 1})
+    perturbation = Perturbation(
+        {"learning_rate": 1.0},
+        after=0.5,
+        rule={"ns_steps": 1},
+        matrices=(MatrixChange("first", "weight_decay", 9.0),),
+    )
     first = _episode(perturbation)
     other = Episode.restore(first.task, first.config, None, first.state())
     assert torch.equal(torch.tensor(_run(first)[-1]), torch.tensor(_run(other)[-1]))
@@ -86,6 +126,13 @@ def test_a_state_of_before_there_was_one_is_restored() -> None:
 def test_what_the_optimizer_lacks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"'clip_ratio'; torch\.optim\.AdamW has learning"):
         _episode(Perturbation({"clip_ratio": 1.0}), "torch.optim.AdamW")
+    with pytest.raises(UnknownNameError, match="matrix"):
+        MatrixChange("second", "learning_rate", 2.0)
+    with pytest.raises(ConfigurationError, match="learning_rate or weight_decay"):
+        MatrixChange("first", "clip_ratio", 2.0)
+    for factor in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ConfigurationError, match="above 0"):
+            MatrixChange("first", "learning_rate", factor)
     with pytest.raises(UnknownNameError, match="update rule"):
         Perturbation(rule={"vector_size": 2.0})
     with pytest.raises(ConfigurationError, match="share from 0"):

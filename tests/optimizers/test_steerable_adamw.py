@@ -18,6 +18,7 @@ from lhopt.optimizers.blocks import matrices
 from lhopt.optimizers.orthogonal import NS_COEFFICIENTS, orthogonalise
 from lhopt.optimizers.update import (
     Hyperparameters,
+    MatrixFactors,
     RunState,
     begin_step,
     update_block,
@@ -113,6 +114,42 @@ def test_three_faces_equal_one_update_of_three_stacked_runs(rule: StepRule) -> N
             with optimizer.averaged_weights():
                 ours = torch.cat([p.reshape(-1) for p in params])
             torch.testing.assert_close(ours, average[i], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", [STEERABLE, ADAMW], ids=["steerable", "adamw"])
+def test_factors_of_a_matrix_are_a_parameter_group_of_its_own(rule: StepRule) -> None:
+    params = start(0)
+    flat = torch.cat([p.reshape(-1) for p in params])[None].clone()
+    m, v = torch.zeros_like(flat), torch.zeros_like(flat)
+    average = flat.clone() if rule.average else None
+    state, inside = RunState.initial(flat, 1), matrices(SHAPES)
+    lr, decay = (torch.ones(1, len(inside), dtype=torch.float64) for _ in range(2))
+    lr[0, 0], decay[0, 0], decay[0, -1] = 0.5, 4.0, 0.25
+    own = face_values(values(0, 0))
+    shapes = [tuple(p.shape) for p in params]
+    places = [i for i, shape in enumerate(shapes) if matrices((shape,))]
+    groups = [{"params": [p], **own} for p in params]
+    groups[places[0]] |= {"lr": own["lr"] * 0.5, "weight_decay": own["weight_decay"] * 4.0}
+    groups[places[-1]] |= {"weight_decay": own["weight_decay"] * 0.25}
+    optimizer = SteerableAdamW(groups, **own, rule=rule)
+    row = values(0, 0)
+    hyper = Hyperparameters(
+        *(
+            torch.tensor([[x]], dtype=torch.float64)
+            for x in (row["lr"], 1 - row["beta1"], 1 - row["beta2"], row["eps"],
+                      row["weight_decay"], row["clip_ratio"])
+        )
+    )  # fmt: skip
+    for step in range(20):
+        g = gradient(flat, step)
+        clip, _ = begin_step(rule, state, hyper, g.square().sum(1, keepdim=True), SIZE)
+        update_block(
+            rule, state, hyper, flat, g, m, v, average, inside, clip,
+            factors=MatrixFactors(lr, decay),
+        )  # fmt: skip
+        drive(optimizer, params, range(step, step + 1))
+    ours = torch.cat([p.reshape(-1) for p in params])
+    torch.testing.assert_close(ours, flat[0], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])

@@ -12,7 +12,7 @@ import pytest
 from lhopt.cli.main import main
 from lhopt.core.errors import ConfigurationError, UnknownNameError
 from lhopt.core.types import FloatArray
-from lhopt.env.episode import Perturbation
+from lhopt.env.episode import MatrixChange, Perturbation
 from lhopt.optimizers.update import ADAMW, STEERABLE
 from lhopt.policy.artifact import Policy, save
 from lhopt.policy.headroom import Headroom, HeadroomConfig, headroom, parse_change
@@ -27,6 +27,9 @@ def test_a_text_names_a_factor_a_share_or_a_part_of_the_rule() -> None:
     )
     assert parse_change("weight_decay=0.5@0.25", ADAMW).after == 0.25
     assert parse_change("clip_ratio=-1", STEERABLE).shifts == {"clip_ratio": -1.0}
+    first = Perturbation(after=0.25, matrices=(MatrixChange("first", "weight_decay", 4.0),))
+    assert parse_change("first.weight_decay=4@0.25", STEERABLE) == first
+    assert parse_change("last.learning_rate=0.5", ADAMW).after == 0.1
     assert parse_change("cautious=false", STEERABLE).rule == {"cautious": False}
     assert parse_change("ns_steps=5", STEERABLE).rule == {"ns_steps": 5}
     assert parse_change("bias_correction=running", ADAMW).rule == {"bias_correction": "running"}
@@ -38,7 +41,8 @@ def test_a_text_names_a_factor_a_share_or_a_part_of_the_rule() -> None:
         "learning_rate", "learning_rate=", "learning_rate=-2", "learning_rate=nan",
         "weight_decay=2@1", "weight_decay=2@half", "cautious=0", "cautious=true@0.5",
         "ns_steps=2.5", "ns_steps=1e300", "trust_power=7", "vector_scale=-1", "learning_rate=1e9",
-        "bias_correction=none",
+        "bias_correction=none", "first.weight_decay=0", "first.clip_ratio=2", "last.=2",
+        "first.learning_rate=2@1", "first.learning_rate=inf",
     ],
 )  # fmt: skip
 def test_a_text_that_holds_nothing_is_refused(text: str) -> None:
@@ -49,6 +53,8 @@ def test_a_text_that_holds_nothing_is_refused(text: str) -> None:
 def test_an_unknown_name_is_answered_with_those_near_it() -> None:
     with pytest.raises(UnknownNameError, match="Nearest: vector_scale"):
         parse_change("vectors=2", STEERABLE)
+    with pytest.raises(UnknownNameError, match="first, last"):
+        parse_change("third.weight_decay=2", STEERABLE)
 
 
 def test_a_choice_is_read_on_runs_that_did_not_make_it() -> None:
