@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ArtifactError, ConfigurationError, UnknownNameError
-from . import headroom
+from . import headroom, noise
 from .tables import print_table
 from .task_bar import task_bar
 
@@ -164,6 +164,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     compare.add_argument("--processes", type=int, default=2, help="tasks run at once")
     headroom.add_parser(words)
+    noise.add_parser(words)
     parser.set_defaults(func=run)
 
 
@@ -180,6 +181,8 @@ def run(args: argparse.Namespace) -> int:
             return _compare(args)
         if args.what == "headroom":
             return headroom.show(_find(args.policy), args)
+        if args.what == "noise":
+            return noise.show(args)
         if args.what == "combine":
             return _combine(args)
         if args.what == "feedback":

@@ -298,7 +298,6 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
         ConfigurationError: A file that cannot be read, or a value that is not JSON or does not fit.
     """
     from ..policy.folds import fold
-    from ..policy.imitation import ImitationConfig
     from ..policy.train_config import TrainConfig
 
     given = _given(args, TrainConfig(), ("optimizer", "updates", "seed", "name", "start"))
@@ -307,7 +306,43 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
         if config.leave_out:
             raise ConfigurationError("--fold and leave_out both name what is left out; give one.")
         config = replace(config, leave_out=fold(config.families, args.fold))
-    try:  # the two nested ones
+    _check_nested(config)
+    return config
+
+
+def stored_config(folder: Path) -> TrainConfig:
+    """The configuration that a folder's training was started with, as `--resume` reads it.
+
+    Raises:
+        ConfigurationError: The folder holds no training or one in another environment, or as
+            `read_config`.
+        UnknownNameError: As `read_config`.
+    """
+    from ..policy.ppo import CHECKPOINT
+    from ..policy.train_config import TrainConfig
+
+    missing = [name for name in (CHECKPOINT, CONFIG) if not (folder / name).is_file()]
+    if missing:
+        raise ConfigurationError(
+            f"{folder} has no {' and no '.join(missing)}, so no training can be restored from it. "
+            f"Name a folder that `lhopt train` wrote, with its {CHECKPOINT} and {CONFIG}."
+        )
+    if (environment := _stored_environment(folder)) is not None:
+        raise ConfigurationError(
+            f"The training in {folder} is of the environment {environment!r}. Name one that "
+            "steers training jobs: `lhopt train` without --env."
+        )
+    defaults = TrainConfig()
+    config = replace(defaults, **_checked(_read_file(folder / CONFIG), defaults))
+    _check_nested(config)
+    return config
+
+
+def _check_nested(config: TrainConfig) -> None:
+    """Refuse fields that the two nested configurations do not have."""
+    from ..policy.imitation import ImitationConfig
+
+    try:
         config.env_config()
         ImitationConfig(**(config.imitation or {}))
     except TypeError as error:
@@ -315,7 +350,6 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
             f"env is {config.env!r} and imitation is {config.imitation!r}: {error}. Fields "
             "of EnvConfig and ImitationConfig are wanted."
         ) from error
-    return config
 
 
 def read_env_config(args: argparse.Namespace) -> EnvTrainConfig:
@@ -348,7 +382,6 @@ def _given(
     args: argparse.Namespace, defaults: PPOConfig, options: tuple[str, ...]
 ) -> dict[str, Any]:
     """Fields that file, `--set` or an option gives, each of its default's kind."""
-    known = {field.name: field for field in fields(defaults)}
     given: dict[str, Any] = {}
     if args.config is not None:
         given.update(_read_file(args.config))
@@ -366,6 +399,17 @@ def _given(
     for name in options:
         if getattr(args, name) is not None:
             given[name] = getattr(args, name)
+    return _checked(given, defaults)
+
+
+def _checked(given: dict[str, Any], defaults: PPOConfig) -> dict[str, Any]:
+    """The same fields, each of its default's kind.
+
+    Raises:
+        UnknownNameError: A field that `defaults` does not have.
+        ConfigurationError: A value of another kind.
+    """
+    known = {field.name: field for field in fields(defaults)}
     for name in given:
         if name not in known:
             raise UnknownNameError("training setting", name, known)

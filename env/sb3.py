@@ -94,6 +94,11 @@ class Sb3VecEnv(VecEnv):
         #: Finished episodes not yet read: (task or "", reward), for logging by family.
         self.finished: deque[tuple[str, float]] = deque(maxlen=10_000)
 
+    @property
+    def places(self) -> IntArray:
+        """`(num_envs,)` the row here of each run of the environment, in the environment's order."""
+        return self._inverse.copy()
+
     def reset(self) -> VecEnvObs:
         """Start new episodes everywhere."""
         observation, _ = self.env.reset()

@@ -63,6 +63,12 @@ class ShardedVectorEnv(HyperparameterVectorEnv):
         self._bounds = [round(i * n_buckets / shards) for i in range(shards + 1)]
         self._made = False
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """`(n_buckets,)` the name of the task that each bucket trains now."""
+        parts = self._ask(_tasks, [None] * (len(self._bounds) - 1))
+        return tuple(task for part in parts for task in part)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
@@ -153,6 +159,10 @@ def _reset(kept: Kept, seed: int | None) -> FloatArray:
 
 def _step(kept: Kept, actions: IntArray) -> tuple[Any, ...]:
     return _env(kept).step(actions)
+
+
+def _tasks(kept: Kept, _: None) -> tuple[str, ...]:
+    return _env(kept).tasks
 
 
 def _state(kept: Kept, _: None) -> dict[str, Any]:

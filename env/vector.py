@@ -107,6 +107,11 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         """`(num_envs,)` the bucket of each run."""
         return np.repeat(np.arange(self.n_buckets), self.runs_per_bucket)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """`(n_buckets,)` the name of the task that each bucket trains now."""
+        return tuple(episode.task.name for episode in self._episodes)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:

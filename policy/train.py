@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,7 +36,7 @@ from .imitation import ACTOR, ImitationConfig, imitate
 from .learner import HyperparameterPolicy
 from .lineage import families_met
 from .pools import imitation_specs
-from .ppo import CHECKPOINT, PPOTrainer, read_state
+from .ppo import CHECKPOINT, PPOTrainer, read_checkpoint, read_state
 from .train_config import EVALUATION_BOUNDS, TrainConfig
 
 logger = logging.getLogger("lhopt")
@@ -337,6 +340,49 @@ class Trainer(PPOTrainer[Policy]):
                 f"{mine[1]}: its version of lhopt told it families in place of {len(self.pool)} "
                 "tasks. Begin from its policy: --from NAME.json, in another folder."
             )
+
+
+def check_restorable(folder: Path, config: TrainConfig) -> None:
+    """Refuse a folder that `restored` cannot go on from, before anything is measured for it.
+
+    Raises:
+        ResumeError: As `read_checkpoint`, or its checkpoint holds no running episodes.
+    """
+    if missing := {"env", "last", "optimizer"} - set(read_checkpoint(folder, config)):
+        raise ResumeError(
+            f"{folder / CHECKPOINT} holds only what another training begins from (it lacks "
+            f"{', '.join(sorted(missing))}). Name the folder in which it was trained, or begin one "
+            "from it: lhopt train --from."
+        )
+
+
+@contextmanager
+def restored(
+    folder: Path, config: TrainConfig, pool: TaskPool, *, processes: int = 1
+) -> Iterator[Trainer]:
+    """A training as its checkpoint left it, to look at; its folder is only read.
+
+    What `--resume` goes on from, in a temporary copy: whatever is done with it is forgotten.
+
+    Args:
+        folder: Of the training; its checkpoint is unpickled, and so trusted like code.
+        config: What it was started with.
+        pool: Its training tasks.
+        processes: As in `Trainer`.
+
+    Raises:
+        ResumeError: As `check_restorable` and `PPOTrainer.resume`.
+    """
+    check_restorable(folder, config)
+    with TemporaryDirectory() as name:
+        copy = Path(name)
+        shutil.copy(folder / CHECKPOINT, copy)
+        with closing(Trainer(config, copy, pool, processes=processes)) as trainer:
+            try:
+                trainer.resume()
+            except ResumeError as error:  # the copy is gone when somebody reads of it
+                raise ResumeError(str(error).replace(str(copy), str(folder))) from error
+            yield trainer
 
 
 def _evaluated(
