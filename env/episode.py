@@ -237,7 +237,7 @@ class Episode:
         episode.__dict__.update(copy.deepcopy(state["own"]))
         episode.task, episode.config, episode.frontier = task, config, frontier
         episode.runs = episode._new_runs(device)
-        episode.runs.set(episode.runs.settings, episode._factors())
+        episode.runs.set(episode.runs.settings, episode._matrix_factors())
         episode.runs.load_state(copy.deepcopy(state["runs"]))
         return episode
 
@@ -297,7 +297,7 @@ class Episode:
         for j in np.flatnonzero(self._steered):
             control = CONTROLS[CONTROL_NAMES[j]]
             self.values[:, j] = control.apply(self.values[:, j], delta[:, j])
-        self.runs.set(self._settings(), self._factors())
+        self.runs.set(self._settings(), self._matrix_factors())
 
     @property
     def _chooses(self) -> bool:
@@ -318,7 +318,7 @@ class Episode:
         """Whether what begins after a share of the run has begun."""
         return self.done >= self.perturbation.after * self.steps
 
-    def _factors(self) -> MatrixFactors | None:
+    def _matrix_factors(self) -> MatrixFactors | None:
         """What single matrices have other than the rest, for the next interval."""
         n = self.runs.n_matrices
         if not self.perturbation.matrices or not self._perturbed or not n:

@@ -183,14 +183,14 @@ class BatchedRuns:
         """Parameters that the update rule treats as matrices, in their order."""
         return len(self._matrices)
 
-    def set(self, settings: Settings, factors: MatrixFactors | None = None) -> None:
+    def set(self, settings: Settings, matrix_factors: MatrixFactors | None = None) -> None:
         """Take new hyperparameters from the next step on.
 
         Args:
             settings: Of all parameters.
-            factors: Of single matrices, `(K, n_matrices)` each; None is none.
+            matrix_factors: Of single matrices, `(K, n_matrices)` each; None is none.
         """
-        self.settings, self._factors = settings, factors
+        self.settings, self._matrix_factors = settings, matrix_factors
 
         def column(name: str) -> Tensor:
             values = settings.array(name, self.n_runs)[:, None].copy()
@@ -257,7 +257,7 @@ class BatchedRuns:
             update_block(
                 self.rule, self._state, self._hyper, self.flat, g,
                 self._momentum, self._second, self._average, self._matrices, clip,
-                self._scratch, self._factors,
+                self._scratch, self._matrix_factors,
             )  # fmt: skip
             if self._kept and self.step % self._stride == 0:
                 for horizon, kept in self._kept.items():
@@ -384,10 +384,9 @@ class BatchedRuns:
         }
         self.n_runs = len(index)
         self._gradient = gradient(self.task, self.n_runs, self.device)
-        factors = self._factors and MatrixFactors(
-            self._factors.lr[picked], self._factors.weight_decay[picked]
-        )
-        self.set(Settings(**settings), factors)
+        held = self._matrix_factors
+        kept = held and MatrixFactors(held.lr[picked], held.weight_decay[picked])
+        self.set(Settings(**settings), kept)
 
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on, next to task, seeds and settings."""

@@ -256,7 +256,7 @@ def update_block(
     block_matrices: Sequence[Matrix],
     clip: Number | None,
     scratch: Scratch | None = None,
-    factors: MatrixFactors | None = None,
+    matrix_factors: MatrixFactors | None = None,
 ) -> None:
     """One step of one block, in place on `param`, `momentum`, `second` and `average`.
 
@@ -283,7 +283,7 @@ def update_block(
         block_matrices: Matrices inside the block.
         clip: From `begin_step`.
         scratch: Where the caller keeps memory between steps; by default all of it is new.
-        factors: Of single matrices; by default all of them have the block's values.
+        matrix_factors: Of single matrices; by default all of them have the block's values.
     """
     f = _factors(rule, state, hyper, clip, param.dtype)
     work = (scratch or Scratch()).take(4, param)
@@ -296,10 +296,10 @@ def update_block(
         update = torch.div(momentum, denominator, out=work[2]).mul_(f.adam)
     else:
         update = _steered_update(rule, f, param, g, momentum, second, tuple(block_matrices), work)
-    if factors is None:
+    if matrix_factors is None:
         param.mul_(f.left)
     else:
-        _by_matrix(f, factors, tuple(block_matrices), param, update)
+        _by_matrix(f, matrix_factors, tuple(block_matrices), param, update)
     if rule.cautious:
         param.addcmul_(update, _agreeing(update, g, work[1]), value=-1.0)
     else:
@@ -310,15 +310,15 @@ def update_block(
 
 def _by_matrix(
     f: _Factors,
-    factors: MatrixFactors,
+    matrix_factors: MatrixFactors,
     inside: tuple[Matrix, ...],
     param: Tensor,
     update: Tensor,
 ) -> None:
     """Decay the weights, and scale the update, of every matrix by its own factors, in place."""
     for i, m in enumerate(inside):
-        part, rate = slice(m.start, m.stop), factors.lr[:, i : i + 1]
-        decay = rate * factors.weight_decay[:, i : i + 1]
+        part, rate = slice(m.start, m.stop), matrix_factors.lr[:, i : i + 1]
+        decay = rate * matrix_factors.weight_decay[:, i : i + 1]
         param[:, part].mul_(1.0 - (1.0 - f.left) * decay)
         update[:, part].mul_(rate)
     for part in outside(inside, param.shape[1]):

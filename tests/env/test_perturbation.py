@@ -79,7 +79,7 @@ def test_a_matrix_is_changed_alone(matrix: str, place: int) -> None:
     assert torch.equal(plain.runs.flat, held.runs.flat)
     begun = plain.runs.flat.clone()
     for episode in (plain, held):
-        episode.runs.set(episode._settings(), episode._factors())
+        episode.runs.set(episode._settings(), episode._matrix_factors())
         episode.runs.advance(1)
     inside = torch.zeros(begun.shape[1], dtype=torch.bool)
     one = episode.runs._matrices[place]

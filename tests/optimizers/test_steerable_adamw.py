@@ -145,7 +145,7 @@ def test_factors_of_a_matrix_are_a_parameter_group_of_its_own(rule: StepRule) ->
         clip, _ = begin_step(rule, state, hyper, g.square().sum(1, keepdim=True), SIZE)
         update_block(
             rule, state, hyper, flat, g, m, v, average, inside, clip,
-            factors=MatrixFactors(lr, decay),
+            matrix_factors=MatrixFactors(lr, decay),
         )  # fmt: skip
         drive(optimizer, params, range(step, step + 1))
     ours = torch.cat([p.reshape(-1) for p in params])
