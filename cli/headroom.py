@@ -44,9 +44,10 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "the control's bounds, from the first decision after a tenth of the run on or after that "
         "share of it, as learning_rate=0.5@0.5; with first. or last. before it, as "
         "first.weight_decay=4, a factor on the rate or the decay of a net's first or last matrix "
-        "alone; or a field of the update rule (lhopt.optimizers.StepRule) and its value for the "
-        "whole run, as cautious=false; or hold: the default schedule alone in place of the policy, "
-        "under its feedback; without any, the policy's own speed alone",
+        "alone, which those bounds do not hold; or a field of the update rule "
+        "(lhopt.optimizers.StepRule) and its value for the whole run, as cautious=false; or hold: "
+        "the default schedule alone in place of the policy, under its feedback; without any, the "
+        "policy's own speed alone",
     )
     parser.add_argument(
         "--families",

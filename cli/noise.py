@@ -22,8 +22,10 @@ Squared norms of the gradient of one visit's loss, the mean over its runs, at we
 still; in brackets the standard error, tasks resampled. A visit is what of one episode lies in one
 update. Common: between visits to different tasks. A task's: between groups of runs of one visit,
 the common part and the task's own. Alike: every visit scaled to the median norm, since a few
-dominate. Signal-to-noise: common over (noise / runs + the task's own / visits); at 1 an update's
-gradient is as much signal as error (McCandlish et al., 2018, arXiv:1812.06162)."""
+dominate; the scale holds noise, too. Signal-to-noise: common over (noise / runs + the task's own /
+visits); at 1 an update's gradient is as much signal as error (McCandlish et al., 2018,
+arXiv:1812.06162). An episode that an update's end cuts is a visit in both, and its runs count in
+both."""
 
 
 def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,21 +57,24 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def show(args: argparse.Namespace) -> int:
     """Collect and print; 0."""
+    from ..env.workers import check_processes
     from ..policy.gradient_noise import Products
     from ..policy.pools import make_pools
-    from ..policy.rollout_gradients import check_groups, check_updates, collect
+    from ..policy.rollout_gradients import check_groups, check_learning, check_updates, collect
     from ..policy.train import check_restorable, restored
 
     check_updates(args.updates)
+    check_processes(args.processes)
     config = stored_config(args.folder)
     check_groups(config)
-    check_restorable(args.folder, config)  # before frontiers, which may take long
+    # before frontiers, which may take long
+    check_learning(config, *check_restorable(args.folder, config))
     with task_bar() as progress:
         # nothing is evaluated: frontiers for that are not wanted
         mine = replace(config, valid_families=())
         pool, _ = make_pools(mine, processes=args.processes, progress=progress, costs=False)
     with (
-        task_bar() as progress,
+        task_bar("update") as progress,
         restored(args.folder, config, pool, processes=args.processes) as trainer,
     ):
         update = trainer.update
@@ -94,7 +99,7 @@ def _rows(readings: list[GradientNoise], visits: float) -> list[tuple[str, ...]]
         ("a task's, with the common", *(_squared(r.task) for r in readings)),
         ("noise of one run", *(_squared(r.noise) for r in readings)),
         ("signal-to-noise of an update", *(_ratio(r, visits) for r in readings)),
-        ("runs for a signal-to-noise of 1", *(_needed(r) for r in readings)),
+        ("times the runs, for a ratio of 1", *(_needed(r, visits) for r in readings)),
     ]
 
 
@@ -103,9 +108,10 @@ def _squared(estimate: Estimate) -> str:
 
 
 def _ratio(reading: GradientNoise, visits: float) -> str:
-    return f"{reading.signal_to_noise(visits):.2g}" if reading.common.told_apart else _UNTOLD
+    ratio = reading.signal_to_noise(visits)
+    return _UNTOLD if not reading.common.told_apart or np.isnan(ratio) else f"{ratio:.2g}"
 
 
-def _needed(reading: GradientNoise) -> str:
-    needed = reading.visits_needed()
-    return _UNTOLD if np.isnan(needed) else f"{needed * reading.runs_per_visit:.0f}"
+def _needed(reading: GradientNoise, visits: float) -> str:
+    needed = reading.visits_needed() / visits
+    return _UNTOLD if np.isnan(needed) else f"{needed:.2g}"

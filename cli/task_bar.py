@@ -1,4 +1,4 @@
-"""A progress bar over tasks."""
+"""A progress bar over tasks, or whatever a measurement counts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def task_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """Gives what measurements call with done, total and a task's name; one bar for all of them."""
+def task_bar(unit: str = "task") -> Iterator[Callable[[int, int, str], None]]:
+    """Gives what measurements call with done, total and a task's name; one bar for all of them.
+
+    Args:
+        unit: What is counted.
+    """
     from tqdm import tqdm
 
-    with tqdm(unit="task", leave=False) as bar:
+    with tqdm(unit=unit, leave=False) as bar:
 
         def progress(done: int, total: int, name: str) -> None:
             bar.total = total

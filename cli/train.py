@@ -434,7 +434,7 @@ def _read_file(path: Path) -> dict[str, Any]:
             raise ValueError("it holds no JSON object")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigurationError(
-            f"--config {path} cannot be read: {error}. A JSON object of TrainConfig's fields is "
+            f"{path} cannot be read: {error}. A JSON object of TrainConfig's fields is "
             "wanted, or the manifest of a policy."
         ) from error
     return given

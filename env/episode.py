@@ -56,6 +56,8 @@ class Draw:
 
 #: Matrices of a net that have a name: the first and the last, in the order of its parameters.
 MATRICES = {"first": 0, "last": -1}
+#: What a single matrix may have other than the rest.
+OF_MATRICES = ("learning_rate", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,13 @@ class MatrixChange:
 
     Attributes:
         matrix: A name in `MATRICES`.
-        control: "learning_rate" or "weight_decay"; as in a parameter group of its own, the
-            rate's factor counts for the decay too, which is times the rate.
-        factor: Above 0.
+        control: A name in `OF_MATRICES`; as in a parameter group of its own, the rate's factor
+            counts for the decay too, which is times the rate.
+        factor: Above 0, and no further from 1 than a run may move the control.
+
+    Raises:
+        UnknownNameError: No matrix, or no control of one, has that name.
+        ConfigurationError: The factor is none of that kind.
     """
 
     matrix: str
@@ -76,13 +82,13 @@ class MatrixChange:
     def __post_init__(self) -> None:
         if self.matrix not in MATRICES:
             raise UnknownNameError("matrix", self.matrix, tuple(MATRICES))
-        if self.control not in ("learning_rate", "weight_decay"):
+        if self.control not in OF_MATRICES:
+            raise UnknownNameError("control of a matrix", self.control, OF_MATRICES)
+        most = np.exp(CONTROLS[self.control].max_total)
+        if not 1.0 / most <= self.factor <= most:
             raise ConfigurationError(
-                f"A matrix with another {self.control}; learning_rate or weight_decay may be."
-            )
-        if not 0.0 < self.factor < np.inf:
-            raise ConfigurationError(
-                f"A factor of {self.factor} on a matrix's {self.control}; one above 0 is wanted."
+                f"A factor of {self.factor:g} on a matrix's {self.control}; from {1.0 / most:.0e} "
+                f"to {most:.0e} is what it may be moved by."
             )
 
 
@@ -195,7 +201,8 @@ class Episode:
             self._steered[COLUMN[control.name]] = True
         self.start, self.values = drawn.start, drawn.start.copy()
         self.perturbation = perturbation or Perturbation()
-        for name in self.perturbation.shifts:
+        of_matrices = (change.control for change in self.perturbation.matrices)
+        for name in (*self.perturbation.shifts, *of_matrices):
             if name not in COLUMN or np.isnan(self.start[:, COLUMN[name]]).any():
                 raise ConfigurationError(
                     f"A perturbation of {name!r}; {config.optimizer} has "

@@ -21,7 +21,7 @@ from ..inner_tasks.engine import BatchedRuns
 from ..inner_tasks.registry import family_of, get_task, parse
 from ..optimizers.update import StepRule
 from .frontier import Frontier, FrontierConfig, get_frontier
-from .workers import each
+from .workers import check_processes, each
 
 logger = logging.getLogger("lhopt")
 
@@ -223,12 +223,13 @@ def build_pool(
         family_weights: Likewise.
 
     Raises:
-        ConfigurationError: No task is left; the message says why.
+        ConfigurationError: No task is left; the message says why. Or no process is to work.
     """
+    check_processes(min(processes, cost_processes))
     config = config or FrontierConfig()
     work = partial(_ready, config=config)
     frontiers: list[Frontier | str] = []
-    with closing(each(work, specs, max(1, min(processes, len(specs))))) as results:
+    with closing(each(work, specs, min(processes, len(specs) or 1))) as results:
         for spec, found in zip(specs, results, strict=True):
             frontiers.append(found)
             if progress:
@@ -258,7 +259,7 @@ def build_pool(
     if cost:
         jobs = [entry.spec.task for entry in entries]
         # CPU time, the quickest of many steps: neighbours that do the same hardly show in it
-        costs = each(partial(_cost, cost=cost), jobs, max(1, min(cost_processes, len(jobs))))
+        costs = each(partial(_cost, cost=cost), jobs, min(cost_processes, len(jobs) or 1))
         for entry, seconds in zip(entries, costs, strict=True):
             entry.cost = seconds
             if progress:

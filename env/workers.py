@@ -49,8 +49,7 @@ class Workers:
     """
 
     def __init__(self, processes: int) -> None:
-        if processes < 1:
-            raise ConfigurationError(f"processes is {processes}; at least 1 is wanted.")
+        check_processes(processes)
         self._seconds = [0.0] * processes
         self._workers: list[tuple[BaseProcess, Connection]] = []
         self._end = Finalize(self, _end, args=(self._workers,), exitpriority=10)
@@ -205,6 +204,16 @@ def _end(workers: list[tuple[BaseProcess, Connection]]) -> None:
                     process.kill()
                     process.join()
         workers.clear()
+
+
+def check_processes(processes: int) -> None:
+    """Refuse to work in no process.
+
+    Raises:
+        ConfigurationError: `processes` is below 1.
+    """
+    if processes < 1:
+        raise ConfigurationError(f"processes is {processes}; at least 1 is wanted.")
 
 
 def each(

@@ -180,7 +180,7 @@ class BatchedRuns:
 
     @property
     def n_matrices(self) -> int:
-        """Parameters that the update rule treats as matrices, in their order."""
+        """Parameters that are matrices to a rule that tells them apart, in their order."""
         return len(self._matrices)
 
     def set(self, settings: Settings, matrix_factors: MatrixFactors | None = None) -> None:

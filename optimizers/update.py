@@ -299,7 +299,8 @@ def update_block(
     if matrix_factors is None:
         param.mul_(f.left)
     else:
-        _by_matrix(f, matrix_factors, tuple(block_matrices), param, update)
+        per_step = hyper.lr * hyper.weight_decay
+        _by_matrix(f, per_step, matrix_factors, tuple(block_matrices), param, update)
     if rule.cautious:
         param.addcmul_(update, _agreeing(update, g, work[1]), value=-1.0)
     else:
@@ -310,16 +311,22 @@ def update_block(
 
 def _by_matrix(
     f: _Factors,
+    per_step: Number,
     matrix_factors: MatrixFactors,
     inside: tuple[Matrix, ...],
     param: Tensor,
     update: Tensor,
 ) -> None:
-    """Decay the weights, and scale the update, of every matrix by its own factors, in place."""
+    """Decay the weights, and scale the update, of every matrix by its own factors, in place.
+
+    What a decay of `per_step` leaves is formed in float64, as for whole blocks, and is never below
+    0: the product of two factors is bounded by no control.
+    """
     for i, m in enumerate(inside):
         part, rate = slice(m.start, m.stop), matrix_factors.lr[:, i : i + 1]
-        decay = rate * matrix_factors.weight_decay[:, i : i + 1]
-        param[:, part].mul_(1.0 - (1.0 - f.left) * decay)
+        decay = rate.double() * matrix_factors.weight_decay[:, i : i + 1].double()
+        left = (1.0 - per_step * decay).clamp_min(0.0)
+        param[:, part].mul_(left.to(param.dtype))
         update[:, part].mul_(rate)
     for part in outside(inside, param.shape[1]):
         param[:, part].mul_(f.left)

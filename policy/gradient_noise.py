@@ -3,9 +3,10 @@
 The gradient noise scale says from how many samples on a gradient is more signal than noise
 (McCandlish et al., 2018, arXiv:1812.06162). Here samples come in visits to tasks, and so there are
 three parts: the gradient that all tasks have in common, which more updates follow; what a task has
-beside that, which other tasks undo; and the noise of single runs. Means of inner products between
-gradients that share only one of them tell the parts apart without bias: between visits to different
-tasks the first is left, between groups of runs of one visit the first two.
+beside that, which other tasks undo; and the noise of single runs. Means of inner products tell the
+parts apart without bias: between visits to different tasks the first is left, between groups of
+runs of one visit the first two. What a visit draws for all its groups, its number of decisions and
+what its runs tell, counts as the task's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..core.errors import ConfigurationError
-from ..core.types import FloatArray, IntArray
+from ..core.types import FloatArray
 
 #: Draws of tasks behind a standard error.
 RESAMPLES = 1000
@@ -28,7 +29,7 @@ _COLUMNS = 4096
 
 @dataclass(frozen=True)
 class Estimate:
-    """A squared norm, estimated without bias: by chance it may be below 0.
+    """An estimate of a squared norm: by chance it may be below 0.
 
     Attributes:
         value: The estimate.
@@ -109,7 +110,7 @@ class Products:
 
         Args:
             gradients: `(visits, groups, parameters)`, each the mean over a group's runs. Groups of
-                a visit share the task alone, and neither seed nor start.
+                a visit share task and episode, and neither seed nor start.
             tasks: `(visits,)`, the name of each visit's task. Visits of one name are one task.
             group_size: Runs of a group.
 
@@ -135,7 +136,12 @@ class Products:
                 "wanted to tell what tasks have in common. Collect more updates."
             )
         if not np.isfinite(gradients).all():
-            raise ConfigurationError("A gradient is not finite; leave its visit out.")
+            named = sorted(
+                {task for task, g in zip(tasks, gradients, strict=True) if not np.isfinite(g).all()}
+            )
+            raise ConfigurationError(
+                f"A gradient of {', '.join(named)} is not finite; leave such visits out."
+            )
         flat = gradients.reshape(visits * groups, width)
         gram = np.zeros((len(flat), len(flat)))
         for first in range(0, width, _COLUMNS):
@@ -158,7 +164,9 @@ class Products:
         """The same with every visit scaled to one norm, the median, so that none dominates.
 
         The norm is that of all its groups' gradients in a row. It holds noise too, so visits with
-        more noise, not only those with more signal, count for less than they did.
+        more noise, not only those with more signal, count for less than they did. The scale comes
+        from the gradients that it scales, so a task's part is read somewhat too small where
+        gradients have few entries: by a fifth with three, by a fiftieth with sixty.
         """
         norms = np.sqrt(self.square * self.groups)
         scale = np.divide(np.median(norms), norms, out=np.zeros_like(norms), where=norms > 0.0)
@@ -170,32 +178,54 @@ class Products:
         )
 
     def read(self, *, seed: int = 0) -> GradientNoise:
-        """The parts, with standard errors by a bootstrap: tasks are drawn, with all their visits.
+        """The parts and their standard errors over tasks.
 
-        Two visits to one task tell of that task twice, so they are drawn together.
+        Two visits to one task tell of that task twice, so they count as one draw. A task's part and
+        the noise are means over visits, and get their errors by a bootstrap over tasks.
 
         Args:
-            seed: Of the draws.
+            seed: Of the bootstrap's draws.
         """
         _, index = np.unique(np.array(self.tasks), return_inverse=True)
         n_tasks = int(index.max()) + 1
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(n_tasks, np.full(n_tasks, 1.0 / n_tasks), RESAMPLES)
-        found = self._parts(np.ones((1, len(index))), index)[:, 0]
-        # a draw of one task alone has no pair of tasks: nan, and left out
-        errors = np.nanstd(self._parts(drawn[:, index].astype(np.float64), index), axis=1)
-        common, task, noise = (
+        found = self._means(np.ones((1, len(index))))[:, 0]
+        errors = self._means(drawn[:, index].astype(np.float64)).std(axis=1)
+        task, noise = (
             Estimate(float(value), float(error)) for value, error in zip(found, errors, strict=True)
         )
+        common = self._common(np.eye(n_tasks)[index])
         return GradientNoise(common, task, noise, self.groups * self.group_size)
 
-    def _parts(self, counts: FloatArray, index: IntArray) -> FloatArray:
-        """Common, task, noise, `(3, draws)`; `counts` is `(draws, visits)`, `index` of the task."""
-        other = (index[:, None] != index[None, :]).astype(np.float64)
-        pairs = ((counts @ other) * counts).sum(axis=1)
-        products = ((counts @ (self.across * other)) * counts).sum(axis=1)
-        common = np.divide(products, pairs, out=np.full_like(pairs, np.nan), where=pairs > 0.0)
+    def _means(self, counts: FloatArray) -> FloatArray:
+        """A task's part and the noise, `(2, draws)`; `counts` is `(draws, visits)`."""
         visits = counts.sum(axis=1)
         task = counts @ self.within / visits
-        noise = self.group_size * (counts @ self.square / visits - task)
-        return np.stack([common, task, noise])
+        return np.stack([task, self.group_size * (counts @ self.square / visits - task)])
+
+    def _common(self, member: FloatArray) -> Estimate:
+        """The mean product of visits to different tasks, which is a U-statistic over tasks.
+
+        A bootstrap would not do: with nothing in common the statistic is degenerate, and draws of
+        one task twice make its spread nearly twice too large, just where it decides.
+
+        Args:
+            member: `(visits, tasks)`, 1 where the visit is to the task.
+
+        Source: of its variance: Hoeffding, 1948, "A class of statistics with asymptotically normal
+            distribution", estimated without bias by products of pairs without a common task; where
+            that is less, the variance that it has when it is degenerate.
+        """
+        visits, n = member.sum(axis=0), member.shape[1]
+        pairs, products = np.outer(visits, visits), member.T @ self.across @ member
+        np.fill_diagonal(pairs, 0.0)
+        np.fill_diagonal(products, 0.0)
+        weight = pairs.sum()
+        value = products.sum() / weight
+        apart = products - value * pairs
+        squares, rows = np.square(apart).sum(), np.square(apart.sum(axis=1)).sum()
+        disjoint = n * (n - 1) * (n - 2) * (n - 3)
+        unbiased = (4.0 * rows - 2.0 * squares) / disjoint * (n * (n - 1) / weight) ** 2
+        error = np.sqrt(max(unbiased, 2.0 * squares / weight**2))
+        return Estimate(float(value), float(error))

@@ -20,7 +20,7 @@ from ..core.controls import CONTROLS
 from ..core.errors import ConfigurationError, LhoptError, UnknownNameError
 from ..core.types import BoolArray, FloatArray
 from ..env.config import EnvConfig
-from ..env.episode import MatrixChange, Perturbation
+from ..env.episode import MATRICES, OF_MATRICES, MatrixChange, Perturbation
 from ..env.frontier import POOL_FRONTIER, Frontier
 from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import each
@@ -178,9 +178,9 @@ def parse_change(text: str, rule: StepRule) -> Perturbation:
         rule: The optimizer's own.
 
     Raises:
-        UnknownNameError: The name is neither, or no such matrix has a name.
-        ConfigurationError: The value is none of that kind, a rule's field comes with a share, or a
-            matrix with anything but a rate or a decay.
+        UnknownNameError: The name is neither, no such matrix has a name, or it is to have anything
+            but another rate or decay.
+        ConfigurationError: The value is none of that kind, or a rule's field comes with a share.
     """
     name, equals, given = text.partition("=")
     value, at, share = given.partition("@")
@@ -190,9 +190,7 @@ def parse_change(text: str, rule: StepRule) -> Perturbation:
         )
     matrix, dot, control = name.partition(".")
     if dot:
-        begins = _number(text, share) if at else AFTER
-        changed = MatrixChange(matrix, control, _number(text, value))
-        return Perturbation(after=begins, matrices=(changed,))
+        return _of_matrix(text, matrix, control, value, _number(text, share) if at else AFTER)
     if name in CONTROLS:
         number = _number(text, value)
         scales = CONTROLS[name].kind == "scale"
@@ -213,6 +211,22 @@ def parse_change(text: str, rule: StepRule) -> Perturbation:
     except LhoptError as error:
         raise ConfigurationError(f"{text!r}: {error}") from error
     return Perturbation(rule=part)
+
+
+def _of_matrix(text: str, matrix: str, control: str, value: str, after: float) -> Perturbation:
+    """A factor on one matrix's rate or decay."""
+    for name, what, known in (
+        (matrix, "matrix", tuple(MATRICES)),
+        (control, "control of a matrix", OF_MATRICES),
+    ):
+        if name not in known:
+            raise UnknownNameError(what, name, known)
+    factor = _number(text, value)
+    try:
+        changed = MatrixChange(matrix, control, factor)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{text!r}: {error}") from error
+    return Perturbation(after=after, matrices=(changed,))
 
 
 def _of_kind(text: str, value: str, example: bool | int | float | str) -> bool | int | float | str:

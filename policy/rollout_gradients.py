@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,10 +14,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from ..core.errors import ConfigurationError
 from ..core.types import FloatArray, IntArray
+from .gradient_noise import FEWEST_TASKS
 from .imitation import ACTOR
 from .learner import HyperparameterPolicy
 from .train import Trainer
 from .train_config import TrainConfig
+
+logger = logging.getLogger("lhopt")
 
 #: Fewer decisions than this of a visit inside one rollout are left out: they are the edge of it.
 SHORTEST = 5
@@ -60,6 +64,29 @@ def check_groups(config: TrainConfig) -> None:
         )
 
 
+def check_learning(config: TrainConfig, updates: int, tasks: Sequence[str]) -> None:
+    """Refuse a training whose policy has not begun to learn, or that has too few tasks.
+
+    Args:
+        config: Of the training.
+        updates: That it has done.
+        tasks: That it draws from, each by name.
+
+    Raises:
+        ConfigurationError: As described.
+    """
+    if updates < config.critic_warmup:
+        raise ConfigurationError(
+            f"This training is at update {updates}, and its critic learns alone until update "
+            f"{config.critic_warmup}: advantages mean little until then. Go on with it first."
+        )
+    if (n := len(set(tasks))) < FEWEST_TASKS:
+        raise ConfigurationError(
+            f"This training has {n} tasks; at least {FEWEST_TASKS} are wanted to tell what tasks "
+            "have in common. Name one with more."
+        )
+
+
 def check_updates(updates: int) -> None:
     """Refuse to collect nothing.
 
@@ -95,6 +122,9 @@ def collect(
         # on its own: `learn` would follow each rollout with gradient steps
         model.collect_rollouts(trainer.vec, watch, model.rollout_buffer, model.n_steps)
         for task, found in rollout_gradients(trainer, watch.tasks):
+            if not np.isfinite(found).all():
+                logger.warning("A visit to %s is left out: its gradient is not finite.", task)
+                continue
             tasks.append(task)
             gradients.append(found)
         if progress:
@@ -113,10 +143,11 @@ def rollout_gradients(
 ) -> Iterator[tuple[str, FloatArray]]:
     """The gradients that the last rollout gives, one visit after another.
 
-    Of the actor's PPO loss at the weights that collected it, where the ratio is 1 and nothing is
-    clipped: minus the sum over decisions of advantage times log-probability, mean over a group's
-    runs. Advantages are normalised over the rollout, as PPO does over a minibatch. A rollout is cut
-    at the starts of episodes alone, and where it begins the state is the one that it was met with.
+    Of the policy term of PPO's loss, without the entropy's, at the weights that collected it, where
+    the ratio is 1 and nothing is clipped: minus the sum over decisions of advantage times
+    log-probability, mean over a group's runs. Advantages are normalised over the rollout, as PPO
+    does over a minibatch. A rollout is cut at the starts of episodes alone, and where it begins the
+    state is the one that it was met with.
 
     Args:
         trainer: Whose rollout buffer is full and has not been read by PPO, which rearranges it.

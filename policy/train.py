@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -342,18 +342,34 @@ class Trainer(PPOTrainer[Policy]):
             )
 
 
-def check_restorable(folder: Path, config: TrainConfig) -> None:
-    """Refuse a folder that `restored` cannot go on from, before anything is measured for it.
+class Restorable(NamedTuple):
+    """What is known of a training before it is restored.
+
+    Attributes:
+        update: Updates that it has done.
+        tasks: That it draws from, by name.
+    """
+
+    update: int
+    tasks: tuple[str, ...]
+
+
+def check_restorable(folder: Path, config: TrainConfig) -> Restorable:
+    """Refuse a folder that holds no training to go on with, before anything is measured for it.
+
+    Whether today's tasks are those of the checkpoint shows once their frontiers are there.
 
     Raises:
         ResumeError: As `read_checkpoint`, or its checkpoint holds no running episodes.
     """
-    if missing := {"env", "last", "optimizer"} - set(read_checkpoint(folder, config)):
+    state = read_checkpoint(folder, config)
+    if missing := {"env", "last", "optimizer", "tasks"} - set(state):
         raise ResumeError(
             f"{folder / CHECKPOINT} holds only what another training begins from (it lacks "
             f"{', '.join(sorted(missing))}). Name the folder in which it was trained, or begin one "
             "from it: lhopt train --from."
         )
+    return Restorable(state["update"], tuple(task for task, _ in state["tasks"]))
 
 
 @contextmanager

@@ -241,6 +241,9 @@ def test_a_pool_leaves_out_blunt_tasks_and_says_so(
         build_pool(specs, config=TINY, max_resolution=0, progress=lambda i, n, name: seen.append(i))
     assert seen == [1, 2]
     assert caplog.text.count("left out") == 2
+    for none in ({"processes": 0}, {"cost_processes": 0}):
+        with pytest.raises(ConfigurationError, match="processes is 0; at least 1"):
+            build_pool(specs, config=TINY, **none)  # type: ignore[arg-type]
     kept = build_pool(specs, config=TINY, max_resolution=1e-3, keep_blunt=True)
     inside = [s for s, f in zip(specs, frontiers, strict=True) if not f.edge]
     assert [e.spec for e in kept.entries] == inside

@@ -53,6 +53,15 @@ def test_it_begins_after_its_share_and_is_not_told() -> None:
     assert ratio == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize("control", ["learning_rate", "weight_decay"])
+def test_a_change_of_a_matrix_begins_after_its_share(control: str) -> None:
+    change = MatrixChange("first", control, 3.0)
+    plain, held = _episode(), _episode(Perturbation(after=0.4, matrices=(change,)))
+    for i, (one, other) in enumerate(zip(_run(plain), _run(held), strict=True)):
+        assert np.array_equal(one, other) == (i < 2)
+    assert np.array_equal(plain.values, held.values, equal_nan=True)
+
+
 def test_a_value_stays_within_its_bounds() -> None:
     held = _episode(Perturbation({"weight_decay": 50.0}))
     assert held.runs.settings.array("weight_decay", 2).tolist() == [10.0, 10.0]
@@ -70,7 +79,7 @@ def test_another_rule_is_that_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("matrix", "place"), [("first", 0), ("last", -1)])
 def test_a_matrix_is_changed_alone(matrix: str, place: int) -> None:
-    """It grows apart in the third interval; in that interval's first step nothing else does."""
+    """In the first step of the third interval, where it begins, nothing else grows apart."""
     change = MatrixChange(matrix, "learning_rate", 3.0)
     plain, held = _episode(), _episode(Perturbation(after=0.4, matrices=(change,)))
     zero = np.zeros((2, N_CONTROLS))
@@ -115,6 +124,15 @@ def test_it_is_restored_with_the_episode() -> None:
     assert torch.equal(torch.tensor(_run(first)[-1]), torch.tensor(_run(other)[-1]))
 
 
+def test_runs_are_restored_with_the_factors_of_their_matrices() -> None:
+    """Before its next decision, which sets them anew."""
+    first = _episode(Perturbation(matrices=(MatrixChange("first", "weight_decay", 9.0),)))
+    other = Episode.restore(first.task, first.config, None, first.state())
+    for episode in (first, other):
+        episode.runs.advance(3)
+    assert torch.equal(first.runs.flat, other.runs.flat)
+
+
 def test_a_state_of_before_there_was_one_is_restored() -> None:
     first = _episode()
     state = first.state()
@@ -128,10 +146,10 @@ def test_what_the_optimizer_lacks_is_refused() -> None:
         _episode(Perturbation({"clip_ratio": 1.0}), "torch.optim.AdamW")
     with pytest.raises(UnknownNameError, match="matrix"):
         MatrixChange("second", "learning_rate", 2.0)
-    with pytest.raises(ConfigurationError, match="learning_rate or weight_decay"):
+    with pytest.raises(UnknownNameError, match="control of a matrix 'clip_ratio'"):
         MatrixChange("first", "clip_ratio", 2.0)
-    for factor in (0.0, -1.0, np.nan, np.inf):
-        with pytest.raises(ConfigurationError, match="above 0"):
+    for factor in (0.0, -1.0, np.nan, np.inf, 1e7, 1e-7):
+        with pytest.raises(ConfigurationError, match=r"learning_rate; from 1e-06 to 1e\+06"):
             MatrixChange("first", "learning_rate", factor)
     with pytest.raises(UnknownNameError, match="update rule"):
         Perturbation(rule={"vector_size": 2.0})

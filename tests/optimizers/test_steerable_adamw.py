@@ -152,6 +152,19 @@ def test_factors_of_a_matrix_are_a_parameter_group_of_its_own(rule: StepRule) ->
     torch.testing.assert_close(ours, flat[0], rtol=1e-10, atol=1e-10)
 
 
+def test_a_matrix_whose_decay_is_a_whole_step_goes_to_zero_and_no_further() -> None:
+    flat, m, v = torch.ones(1, 6), torch.zeros(1, 6), torch.zeros(1, 6)
+    state, one = RunState.initial(flat, 1), torch.ones(1, 1, dtype=torch.float64)
+    hyper = Hyperparameters(one, 0.1 * one, 0.01 * one, 1e-8 * one, one, 0.9 * one)
+    zero, factors = torch.zeros_like(flat), torch.full((1, 1), 3.0)
+    begin_step(STEERABLE, state, hyper, zero.sum(1, keepdim=True))
+    update_block(
+        STEERABLE, state, hyper, flat, zero, m, v, flat.clone(), matrices(((2, 3),)), None,
+        matrix_factors=MatrixFactors(torch.ones(1, 1), factors),
+    )  # fmt: skip
+    assert flat.tolist() == [[0.0] * 6]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_the_adamw_rule_is_torch_adamw(dtype: torch.dtype) -> None:
     ours, theirs = start(0, dtype), start(0, dtype)

@@ -28,19 +28,38 @@ def made(
     return np.asarray(signal[:, None] + part(len(tasks), GROUPS, SIZE, squared=noise).mean(axis=2))
 
 
-def test_parts_are_recovered_without_bias_and_so_is_their_error() -> None:
+@pytest.mark.parametrize(
+    ("common", "least", "most"), [(0.0, 0.0, 0.12), (0.2, 0.75, 1.0), (1.0, 0.98, 1.0)]
+)
+def test_parts_are_recovered_without_bias_and_so_is_their_error(
+    common: float, least: float, most: float
+) -> None:
     tasks = [f"a/{i % 30}" for i in range(40)]  # ten of them are met twice
     found = []
-    for seed in range(60):
-        gradients = made(np.random.default_rng(seed), tasks, common=1.0, own=4.0, noise=100.0)
+    for seed in range(100):
+        gradients = made(np.random.default_rng(seed), tasks, common=common, own=4.0, noise=100.0)
         found.append(Products.of(gradients, tasks, SIZE).read(seed=seed))
-    for name, wanted in (("common", 1.0), ("task", 5.0), ("noise", 100.0)):
+    for name, wanted in (("common", common), ("task", common + 4.0), ("noise", 100.0)):
         estimates: list[Estimate] = [getattr(reading, name) for reading in found]
         values = np.array([estimate.value for estimate in estimates])
-        assert values.mean() == pytest.approx(wanted, abs=3.5 * values.std() / np.sqrt(60)), name
-        told = np.mean([estimate.error for estimate in estimates])
-        assert 0.6 < told / values.std() < 1.6, name
-    assert np.mean([reading.common.told_apart for reading in found]) > 0.9
+        assert values.mean() == pytest.approx(wanted, abs=3.5 * values.std() / 10.0), name
+        told = np.sqrt(np.mean([estimate.error**2 for estimate in estimates]))
+        assert 0.75 < told / values.std() < 1.35, name
+    assert least <= np.mean([reading.common.told_apart for reading in found]) <= most
+
+
+def test_the_error_of_what_is_common_is_that_of_pairs_without_a_common_task() -> None:
+    tasks = ["a/0", "a/1", "a/0", "b/0", "b/1", "b/2", "b/2"]
+    gradients = np.random.default_rng(5).standard_normal((7, 2, 9))
+    gradients += np.linspace(0.0, 2.0, 9)
+    common = Products.of(gradients, tasks, 2).read().common
+    means = {t: sum(g for g, task in zip(gradients.mean(1), tasks, strict=True) if task == t)
+             for t in set(tasks)}  # fmt: skip
+    pairs = {(a, b): tasks.count(a) * tasks.count(b) for a in means for b in means if a != b}
+    apart = {(a, b): means[a] @ means[b] - common.value * n for (a, b), n in pairs.items()}
+    products = [apart[one] * apart[two] for one in pairs for two in pairs if not {*one} & {*two}]
+    scale = len(pairs) / sum(pairs.values())
+    assert common.error**2 == pytest.approx(-np.mean(products) * scale**2)
 
 
 def test_visits_to_one_task_do_not_tell_what_tasks_have_in_common() -> None:
@@ -124,7 +143,7 @@ def test_what_cannot_be_read_is_refused() -> None:
         (gradients, tasks, 0, "groups of 0 runs"),
         (gradients[:, :1], tasks, 1, "One group"),
         (gradients, [*tasks[:4], "a/0", "a/1"], 1, "4 different tasks were met in 6 visits"),
-        (np.full_like(gradients, np.nan), tasks, 1, "not finite"),
+        (np.full_like(gradients, np.nan), tasks, 1, r"of a/0, a/1, .* is not finite"),
     ):
         with pytest.raises(ConfigurationError, match=says):
             Products.of(wrong, names, size)

@@ -42,7 +42,8 @@ def test_a_text_names_a_factor_a_share_or_a_part_of_the_rule() -> None:
         "weight_decay=2@1", "weight_decay=2@half", "cautious=0", "cautious=true@0.5",
         "ns_steps=2.5", "ns_steps=1e300", "trust_power=7", "vector_scale=-1", "learning_rate=1e9",
         "bias_correction=none", "first.weight_decay=0", "first.clip_ratio=2", "last.=2",
-        "first.learning_rate=2@1", "first.learning_rate=inf",
+        "first.learning_rate=2@1", "first.learning_rate=inf", "first.learning_rate=1e9",
+        "last.weight_decay=-2", "first.cautious=false",
     ],
 )  # fmt: skip
 def test_a_text_that_holds_nothing_is_refused(text: str) -> None:
@@ -55,6 +56,14 @@ def test_an_unknown_name_is_answered_with_those_near_it() -> None:
         parse_change("vectors=2", STEERABLE)
     with pytest.raises(UnknownNameError, match="first, last"):
         parse_change("third.weight_decay=2", STEERABLE)
+    with pytest.raises(UnknownNameError, match="Nearest: learning_rate"):
+        parse_change("first.learning_rat=2", STEERABLE)
+
+
+@pytest.mark.parametrize("text", ["first.weight_decay=-2", "last.learning_rate=1e9"])
+def test_a_refusal_says_of_which_change(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{text}': A factor of"):
+        parse_change(text, STEERABLE)
 
 
 def test_a_choice_is_read_on_runs_that_did_not_make_it() -> None:
@@ -99,17 +108,17 @@ def test_it_is_measured_beside_the_policy(make: Callable[..., Policy]) -> None:
     """The second task is on data that the policy was trained on, by another family's name."""
     policy = make(training={"config": {"families": ["docs-bilinear"]}})
     config = replace(SHORT, families=("grammar-mlp", "docs-mlp"), shortest=160)
-    changes = ["learning_rate=1", "learning_rate=0.1@0", "eps=1"]
+    changes = ["learning_rate=1", "learning_rate=0.1@0", "eps=1", "first.weight_decay=4@0"]
     found = headroom(policy, changes, config, processes=2)
     assert [(task, rows.shape) for task, rows in found.speeds.items()] == [
-        ("docs-mlp/6", (4, 4)),
-        ("grammar-mlp/7004", (4, 4)),
+        ("docs-mlp/6", (5, 4)),
+        ("grammar-mlp/7004", (5, 4)),
     ]
     assert found.known == {"docs-mlp"}
     for rows in found.speeds.values():
         assert rows[1].tolist() == rows[0].tolist() == rows[3].tolist()  # a factor of 1 is none
         assert rows[2].tolist() != rows[0].tolist()
-    assert [found.idle(i) for i in (1, 2, 3)] == [True, False, True]
+    assert [found.idle(i) for i in (1, 2, 3, 4)] == [True, False, True, False]
     told = headroom(policy, changes[1:2], replace(SHORT, tells_slope=True, averages=True))
     (chosen,) = told.speeds.values()
     assert chosen[0].tolist() != found.speeds["grammar-mlp/7004"][0].tolist()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,12 @@ def test_the_command_prints_the_parts_and_leaves_the_folder(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("lhopt.policy.pools.make_pools", lambda *_, **__: (pool, None))
+    def only_wanted(config: TrainConfig, **options: Any) -> tuple[TaskPool, None]:
+        assert config == replace(CONFIGURED, valid_families=())
+        assert options["costs"] is False
+        return pool, None
+
+    monkeypatch.setattr("lhopt.policy.pools.make_pools", only_wanted)
     before = held(training)
     words = ["policies", "noise", str(training), "--updates", "4", "--processes", "1"]
     assert main(words) == 0
@@ -178,7 +184,7 @@ def test_the_command_prints_the_parts_and_leaves_the_folder(
         "a task's, with the common",
         "noise of one run",
         "signal-to-noise of an update",
-        "runs for a signal-to-noise of 1",
+        "times the runs, for a ratio of 1",
     ]
     assert main(words) == 0
     assert capsys.readouterr().out == out
@@ -211,6 +217,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_measured(
         return folder
 
     assert "updates is 0; at least 1" in refused(training, "--updates", "0")
+    assert "processes is 0; at least 1" in refused(training, "--processes", "0")
     said = refused(tmp_path / "gone")
     assert "has no checkpoint.pt and no config.json" in said
     assert "lhopt train" in said
@@ -223,6 +230,15 @@ def test_what_cannot_be_read_is_refused_before_anything_is_measured(
     assert "Unknown training setting 'lsmt'" in refused(copied("unknown", lsmt=8))
     assert "learning_rate is 'fast'" in refused(copied("kind", learning_rate="fast"))
     assert "another configuration (seed: 4, now 5)" in refused(copied("seed", seed=5))
+    few = tmp_path / "few"
+    trained(few, CONFIGURED, TaskPool(pool.entries[:4]))
+    assert "has 4 tasks; at least 5" in refused(few)
+    young = tmp_path / "young"
+    trained(young, replace(CONFIGURED, critic_warmup=2), pool)
+    assert "at update 1, and its critic learns alone until update 2" in refused(young)
+    broken = copied("broken")
+    (broken / CONFIG).write_text("{")
+    assert f"{broken / CONFIG} cannot be read" in refused(broken)
     kept = copied("kept")  # as a candidate is kept: what another training begins from
     state = torch.load(kept / CHECKPOINT, weights_only=False)
     names = ("fingerprint", "config", "policy", "tasks", "critic")
@@ -240,6 +256,31 @@ def test_a_restored_training_is_of_the_same_tasks_and_says_which_folder(
     with pytest.raises(ResumeError) as caught, restored(training, CONFIGURED, fewer):
         pass
     assert f"{training / CHECKPOINT} was trained on 8 tasks, and now" in str(caught.value)
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_named(
+    training: Path,
+    pool: TaskPool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with restored(training, CONFIGURED, pool) as trainer:
+        whole = collect(trainer, 2)
+    spoiled: list[str] = []
+
+    def first_is_nan(trainer: Trainer, tasks: list[tuple[str, ...]]) -> Iterator[Any]:
+        for task, found in rollout_gradients(trainer, tasks):
+            if not spoiled:
+                spoiled.append(task)
+                found[0, 0] = np.nan
+            yield task, found
+
+    monkeypatch.setattr("lhopt.policy.rollout_gradients.rollout_gradients", first_is_nan)
+    with restored(training, CONFIGURED, pool) as trainer:
+        rest = collect(trainer, 2)
+    assert [*spoiled, *rest.tasks] == list(whole.tasks)
+    np.testing.assert_array_equal(rest.gradients, whole.gradients[1:])
+    assert f"A visit to {spoiled[0]} is left out" in caplog.text
 
 
 def test_rollouts_without_a_visit_are_refused(pool: TaskPool, tmp_path: Path) -> None:
