@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _UNTOLD = "not told apart from 0"
 _LEGEND = """\
 Squared norms of the gradient of one visit's loss, the mean over its runs, at weights that stand
-still; in brackets the standard error, tasks resampled. A visit is what of one episode lies in one
+still; in brackets the standard error over tasks. A visit is what of one episode lies in one
 update. Common: between visits to different tasks. A task's: between groups of runs of one visit,
 the common part and the task's own. Alike: every visit scaled to the median norm, since a few
 dominate; the scale holds noise, too. Signal-to-noise: common over (noise / runs + the task's own /
