@@ -60,7 +60,7 @@ def show(args: argparse.Namespace) -> int:
     from ..env.workers import check_processes
     from ..policy.gradient_noise import Products
     from ..policy.pools import make_pools
-    from ..policy.rollout_gradients import check_groups, check_learning, check_updates, collect
+    from ..policy.rollout_gradients import check_groups, check_readable, check_updates, collect
     from ..policy.train import check_restorable, restored
 
     check_updates(args.updates)
@@ -68,7 +68,7 @@ def show(args: argparse.Namespace) -> int:
     config = stored_config(args.folder)
     check_groups(config)
     # before frontiers, which may take long
-    check_learning(config, *check_restorable(args.folder, config))
+    check_readable(config, *check_restorable(args.folder, config))
     with task_bar() as progress:
         # nothing is evaluated: frontiers for that are not wanted
         mine = replace(config, valid_families=())

@@ -20,7 +20,7 @@ from ..core.controls import CONTROLS
 from ..core.errors import ConfigurationError, LhoptError, UnknownNameError
 from ..core.types import BoolArray, FloatArray
 from ..env.config import EnvConfig
-from ..env.episode import MATRICES, OF_MATRICES, MatrixChange, Perturbation
+from ..env.episode import MatrixChange, Perturbation
 from ..env.frontier import POOL_FRONTIER, Frontier
 from ..env.pool import Entry, TaskSpec, build_pool
 from ..env.workers import each
@@ -215,15 +215,10 @@ def parse_change(text: str, rule: StepRule) -> Perturbation:
 
 def _of_matrix(text: str, matrix: str, control: str, value: str, after: float) -> Perturbation:
     """A factor on one matrix's rate or decay."""
-    for name, what, known in (
-        (matrix, "matrix", tuple(MATRICES)),
-        (control, "control of a matrix", OF_MATRICES),
-    ):
-        if name not in known:
-            raise UnknownNameError(what, name, known)
+    named = MatrixChange(matrix, control, 1.0)  # a wrong name is told before a wrong value
     factor = _number(text, value)
     try:
-        changed = MatrixChange(matrix, control, factor)
+        changed = replace(named, factor=factor)
     except ConfigurationError as error:
         raise ConfigurationError(f"{text!r}: {error}") from error
     return Perturbation(after=after, matrices=(changed,))

@@ -64,7 +64,7 @@ def check_groups(config: TrainConfig) -> None:
         )
 
 
-def check_learning(config: TrainConfig, updates: int, tasks: Sequence[str]) -> None:
+def check_readable(config: TrainConfig, updates: int, tasks: Sequence[str]) -> None:
     """Refuse a training whose policy has not begun to learn, or that has too few tasks.
 
     Args:
@@ -111,24 +111,31 @@ def collect(
         progress: Called with done, total and "updates".
 
     Raises:
-        ConfigurationError: As `check_updates` and `check_groups`; or no visit is long enough.
+        ConfigurationError: As `check_updates` and `check_groups`; or no visit is long enough,
+            or none has a finite gradient.
     """
     check_updates(updates)
     check_groups(trainer.config)
     model, watch = trainer.model, _Watch(trainer)
     model._setup_learn(updates * trainer.per_update, watch, reset_num_timesteps=False)
-    gradients, tasks = [], []
+    gradients, tasks, left_out = [], [], 0
     for done in range(1, updates + 1):
         # on its own: `learn` would follow each rollout with gradient steps
         model.collect_rollouts(trainer.vec, watch, model.rollout_buffer, model.n_steps)
         for task, found in rollout_gradients(trainer, watch.tasks):
             if not np.isfinite(found).all():
                 logger.warning("A visit to %s is left out: its gradient is not finite.", task)
+                left_out += 1
                 continue
             tasks.append(task)
             gradients.append(found)
         if progress:
             progress(done, updates, "updates")
+    if not tasks and left_out:
+        raise ConfigurationError(
+            f"All {left_out} visits have gradients that are not finite: the policy's weights or "
+            "what it was paid are not. Name a training that is sound."
+        )
     if not tasks:
         raise ConfigurationError(
             f"No episode has {SHORTEST} decisions inside one rollout of {model.n_steps}; name a "

@@ -282,6 +282,17 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_named(
     np.testing.assert_array_equal(rest.gradients, whole.gradients[1:])
     assert f"A visit to {spoiled[0]} is left out" in caplog.text
 
+    def all_are_nan(trainer: Trainer, tasks: list[tuple[str, ...]]) -> Iterator[Any]:
+        for task, found in rollout_gradients(trainer, tasks):
+            yield task, np.full_like(found, np.nan)
+
+    monkeypatch.setattr("lhopt.policy.rollout_gradients.rollout_gradients", all_are_nan)
+    with (
+        restored(training, CONFIGURED, pool) as trainer,
+        pytest.raises(ConfigurationError, match=rf"All {len(whole.tasks)} visits .* not finite"),
+    ):
+        collect(trainer, 2)
+
 
 def test_rollouts_without_a_visit_are_refused(pool: TaskPool, tmp_path: Path) -> None:
     config = replace(CONFIGURED, n_steps=SHORTEST - 1, batch_size=24)
