@@ -169,8 +169,17 @@ def _train(trainer: PPOTrainer[A], args: argparse.Namespace) -> A | None:
         if not _warm_start(trainer):
             return None
         policy = _learn(trainer, trainer.config.updates)
-    print(f"policy {policy.name} ({policy.digest[:12]}) in {args.folder}")
+    print(f"policy {policy.name} ({policy.digest[:12]}) in {args.folder}: {_chosen(trainer)}")
     return policy
+
+
+def _chosen(trainer: PPOTrainer[A]) -> str:
+    """Of which update the exported weights are, and why."""
+    if trainer.best is None:
+        return f"the averaged weights after update {trainer.update}; nothing was evaluated"
+    score, update, _ = trainer.best
+    where = f"after update {update}" if update else "of before the first update"
+    return f"the averaged weights {where}, the best evaluation ({score:+.3f})"
 
 
 def _keep_measured(args: argparse.Namespace) -> int:

@@ -65,7 +65,7 @@ class PPOConfig:
         average: Decay per update of the averaged weights that are exported.
         baseline: Subtract the bucket's mean from rewards.
         checkpoint_every: Updates between checkpoints.
-        evaluate_every: Updates between evaluations.
+        evaluate_every: Updates between evaluations; the last update is always followed by one.
         critic_warmup: First updates that train the critic alone: a critic that knows nothing
             would undo the warm start.
         lean: Standard deviation of a run's lasting preference in each control (`Leaning`); 0 is
@@ -484,7 +484,8 @@ class _Progress(BaseCallback):
         trainer.seconds += now - self._clock
         self._clock = now
         row = {"update": float(trainer.update), **self._rollout()}
-        if trainer.update % config.evaluate_every == 0:
+        evaluates = trainer.update % config.evaluate_every == 0 or trainer.update == config.updates
+        if evaluates:
             row.update(trainer.evaluate())
             for key, value in row.items():
                 if key.startswith("eval/"):
@@ -499,7 +500,7 @@ class _Progress(BaseCallback):
             self.on_update(trainer.update, row)
         if trainer.update % config.checkpoint_every == 0:
             trainer.save_checkpoint()
-        if trainer.update % config.evaluate_every == 0:
+        if evaluates:
             save(trainer.export(), trainer.folder)
         if self._stop:
             raise _Stop

@@ -249,6 +249,7 @@ def test_the_command_trains_resumes_and_prints_the_evaluation(
     said = capsys.readouterr().out
     assert "recall in recall (a cue to be remembered), 2 updates" in said
     assert "right answers 0." in said
+    assert "the averaged weights after update 2, the best evaluation (" in said
     assert SmallPolicy.load(tmp_path / "runs/recall/recall").training["config"]["lstm"] == 8
     assert main(["train", "--env", "recall"]) == 2
     assert "Add --resume" in capsys.readouterr().err

@@ -105,8 +105,9 @@ def test_a_warm_start_that_stays_the_best_is_what_is_exported(
     pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lhopt.policy.train.imitate", lambda *_, **__: [0.5])
-    config = replace(CONFIG, imitation={}, updates=2, evaluate_every=99, critic_warmup=0)
+    config = replace(CONFIG, imitation={}, updates=2, evaluate_every=1, critic_warmup=0)
     trainer = Trainer(config, tmp_path, pool, pool)
+    monkeypatch.setattr(trainer, "evaluate", lambda: {"eval/mean_reward": -float(trainer.update)})
     start = trainer.export(best=False)
     exported = trainer.learn()
     assert trainer.curve[0]["imitation/loss"] == 0.5
@@ -116,6 +117,16 @@ def test_a_warm_start_that_stays_the_best_is_what_is_exported(
     moved = trainer.export(best=False)
     assert any((moved.weights[n] != array).any() for n, array in start.weights.items())
     assert load(tmp_path / "imitation" / "tiny").weights.keys() == start.weights.keys()
+
+
+def test_the_last_update_is_evaluated_whenever_the_others_are(
+    pool: TaskPool, tmp_path: Path
+) -> None:
+    trainer = Trainer(replace(CONFIG, updates=3, evaluate_every=2), tmp_path, pool, pool)
+    exported = trainer.learn()
+    rows = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == [2, 3]
+    assert exported.training["updates"] == 2 + (rows[1]["mean"] >= rows[0]["mean"])
 
 
 def test_a_training_stopped_after_its_warm_start_goes_on_to_the_bit(
