@@ -64,6 +64,12 @@ def run(args: argparse.Namespace) -> int:
                 return 0
             if store.revoke_key(args.short, time.time()):
                 print(f"Key {args.short} is revoked.")
+                if lost := store.count_open(args.short):
+                    print(
+                        f"{lost} open sessions are that key's own; no other key reaches them. "
+                        "Their jobs hold, or open sessions anew when they are resumed.",
+                        file=sys.stderr,
+                    )
                 return 0
             print(
                 f"lhopt keys: no active key {args.short!r} in {args.database}; `lhopt keys list` "

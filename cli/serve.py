@@ -52,6 +52,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=default.durability,
         help="what an answered decision survives: the process's death, or the loss of power too",
     )
+    parser.add_argument(
+        "--max-sessions",
+        type=int,
+        default=default.max_sessions,
+        metavar="N",
+        help="open sessions that one key may hold, those without a decision for "
+        f"{default.idle_days:g} days not counted (default: %(default)s)",
+    )
     parser.set_defaults(func=run)
 
 
@@ -65,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
             port=args.port,
             policies_folder=args.policies,
             durability=args.durability,
+            max_sessions=args.max_sessions,
         )
         try:
             import uvicorn  # noqa: F401
@@ -89,6 +98,7 @@ def _serve(settings: Settings, services: Services, listening: socket.socket) -> 
     import uvicorn
 
     from ..server.app import create_app
+    from ..server.protocol import bounded
 
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{listening.getsockname()[1]}"
@@ -106,6 +116,7 @@ def _serve(settings: Settings, services: Services, listening: socket.socket) -> 
 
     config = uvicorn.Config(
         create_app(settings, services),
+        http=bounded(settings),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -23,6 +23,8 @@ from .operations import Opened
 
 #: After so many failures in a row only every so many-th decision is asked for.
 FAILURES, EVERY = 3, 4
+#: The session's policy has left the server, with an upgrade, say: another has to decide.
+POLICY_GONE = "policy-not-loaded"
 #: The server will not serve this run again.
 FINAL = frozenset({"stale-attempt", "unknown-attempt", "state-incompatible"})
 
@@ -93,8 +95,14 @@ class Remote:
                 self._open(deadline)
             elif self._parent is not None:
                 self._fork(self._session, deadline)
+            try:
+                decision = self._ask(statistics, situation, deadline)
+            except ApiError as error:
+                if error.code != POLICY_GONE:
+                    raise
+                self._reopen(deadline)
+                decision = self._ask(statistics, situation, deadline)
             situation = self._steered_only(situation)
-            decision = self._ask(statistics, situation, deadline)
             checked(decision, situation.relative, situation.schedule, self.steered())
         except Exception as error:
             raise self._failed(error) from error
@@ -192,6 +200,8 @@ class Remote:
                     "a job may be resumed, close() only what is over; `with Tuner(...)` does so."
                 )
                 self._open(deadline)
+            elif error.code == POLICY_GONE:
+                self._reopen(deadline)
             elif error.code == "decision-gap" and error.expected_index is not None:
                 # the server lost its last decisions (a power cut): go on from those it has
                 index = error.expected_index
@@ -200,8 +210,32 @@ class Remote:
                 raise
         self._parent = None
 
+    def _reopen(self, deadline: Deadline) -> None:
+        """Open another session in place of one whose policy the server does not have any more.
+
+        Asking again would be in vain until somebody puts the policy back; with an upgrade nobody
+        does. What the old policy remembered of the run is lost, the rest is with us.
+        """
+        old = self._session
+        assert old is not None
+        opened = self._open(deadline)
+        logger.warning(
+            "lhopt: the server no longer has policy %s (%s) of this run's session: %s (%s) goes on "
+            "without a memory of the run.",
+            old.opened.policy["name"],
+            old.opened.policy["digest"][:12],
+            opened.policy["name"],
+            opened.policy["digest"][:12],
+        )
+        try:
+            old.close({"superseded_by": opened.id}, timeout=deadline.left / 2)
+        except Exception as error:
+            # nothing depends on it: a session that stays open is one that idles
+            logger.info("lhopt: session %s could not be closed: %s", old.id, error)
+
     def _ask(self, statistics: Statistics, situation: Situation, deadline: Deadline) -> Decision:
         assert self._session is not None
+        situation = self._steered_only(situation)
         for again in (True, False):
             try:
                 decision = self._session.decide(

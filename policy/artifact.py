@@ -206,6 +206,23 @@ def read_files(path: str | Path) -> tuple[bytes, bytes]:
     return _read(manifest_path, MAX_MANIFEST_BYTES), _read(weights_path, MAX_WEIGHTS_BYTES)
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a JSON file says that it is a policy's manifest, whatever else is wrong with it.
+
+    Raises:
+        ArtifactError: It cannot be read.
+    """
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            return False
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
 def from_bytes(manifest_bytes: bytes, weights_bytes: bytes, *, source: str = "policy") -> Policy:
     """A policy from the bytes of its two files; raises as `load`."""
     versions = (PLAIN_VERSION, FORMAT_VERSION)

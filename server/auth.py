@@ -2,7 +2,8 @@
 
 Without any key (revoked ones count) only peers on this machine are served. Such a server is
 protected from the browser on the same machine too: a web page may not speak to it through a name
-of its own, and what comes through a proxy is no local peer.
+of its own, and what a proxy on this machine hands on is no local peer, if a header says that there
+is one. A proxy that adds none cannot be told from a local client: make a key before one is set up.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 #: Owner of what is opened while there is no key.
 LOCAL = "local"
+#: Headers that proxies add.
+_PROXIES = (
+    "forwarded", "via", "x-real-ip", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
+)  # fmt: skip
 
 
 class KeyRing:
@@ -68,9 +73,7 @@ class KeyRing:
 
 def _local(scope: Scope, headers: Headers) -> str:
     peer = scope.get("client")
-    if not is_loopback(peer[0] if peer else None) or any(
-        name in headers for name in ("forwarded", "x-forwarded-for")
-    ):
+    if not is_loopback(peer[0] if peer else None) or any(name in headers for name in _PROXIES):
         raise _refused(
             "This server has no key yet and serves only its own machine. Make one there with "
             "'lhopt keys create --name NAME'."

@@ -21,7 +21,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
     """Read the whole body; returns a `receive` that hands it to the application.
 
     Raises:
-        Problem: 413 above `limit` bytes, announced or not; 408 after `seconds`.
+        Problem: 413 above `limit` bytes, announced or not; 408 after `seconds`; 400 where the peer
+            hung up before its end, for what came is not what was meant.
     """
     announced = dict(scope["headers"]).get(b"content-length", b"0")
     if announced.isdigit() and int(announced[:20]) > limit:
@@ -33,7 +34,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    break
+                    raise Problem(
+                        400,
+                        code="body-incomplete",
+                        detail=f"The connection was cut {size} bytes into the body. Send it again.",
+                        retryable=True,
+                    )
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > limit:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..core.errors import ArtifactError, ConfigurationError, UnknownNameError
-from ..policy.artifact import Policy, load
+from ..policy.artifact import Policy, is_manifest, load
 from ..policy.bundled import DEFAULT, bundled, check_suited, names
 
 
@@ -76,8 +76,9 @@ def load_catalog(folder: Path | None) -> Catalog:
     seen: dict[str, Path] = {}
     stems = {p.with_suffix("") for p in folder.glob("*.safetensors")} if folder else set()
     if folder:
-        # a manifest without weights is a broken policy; any other JSON file is not ours
-        stems |= {p.with_suffix("") for p in folder.glob("*.json")}
+        # a manifest without weights is a broken policy; any other JSON file is not ours: `lhopt
+        # train` leaves the training's configuration beside what it exports
+        stems |= {p.with_suffix("") for p in folder.glob("*.json") if is_manifest(p)}
     for stem in sorted(stems):
         path = stem.with_name(stem.name + ".safetensors")
         try:

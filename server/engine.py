@@ -70,13 +70,21 @@ class Engine:
             self._worker = asyncio.create_task(self._drain())
         return await self._in_time(future)
 
-    async def write(self, call: Callable[[], T]) -> T:
-        """Run a rarer write on the worker's thread, between two batches."""
+    async def write(self, call: Callable[[], T], *, repeatable: bool = True) -> T:
+        """Run a rarer write on the worker's thread, between two batches.
+
+        Args:
+            call: The write.
+            repeatable: Whether the same request, sent again, finds what this one did.
+
+        Raises:
+            Problem: As `decide`.
+        """
         self._check_open(self._writes)
         future = asyncio.get_running_loop().run_in_executor(self._thread, call)
         self._writes += 1
         future.add_done_callback(self._written)
-        return await self._in_time(future)
+        return await self._in_time(future, repeatable)
 
     @property
     def oldest(self) -> float:
@@ -111,19 +119,24 @@ class Engine:
                 headers={"Retry-After": "2"},
             )
 
-    async def _in_time(self, future: asyncio.Future[T]) -> T:
+    async def _in_time(self, future: asyncio.Future[T], repeatable: bool = True) -> T:
         try:
             # shielded: once queued it may be committed, and then a repeat must find it
             return await asyncio.wait_for(asyncio.shield(future), self._deadline)
         except TimeoutError as error:
             future.add_done_callback(_look_at)
+            what_next = (
+                "Send the same again: what was done meanwhile is answered from the store."
+                if repeatable
+                else "It may be done all the same: look before you send it again, and send an "
+                "Idempotency-Key the next time, with which a repeat is answered from the store."
+            )
             raise Problem(
                 503,
                 code="deadline",
-                detail=f"Not done within {self._deadline:g} s. Send the same again: what was "
-                "decided meanwhile is answered from the store.",
-                retryable=True,
-                headers={"Retry-After": "1"},
+                detail=f"Not done within {self._deadline:g} s. {what_next}",
+                retryable=repeatable,
+                headers={"Retry-After": "1"} if repeatable else None,
             ) from error
         except asyncio.CancelledError:
             future.add_done_callback(_look_at)

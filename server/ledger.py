@@ -138,22 +138,20 @@ class Ledger:
         """
         remembered = ask.session in self._heads
         head = self._head(ask.owner, ask.session)
-        try:
-            return head, self._stored(head.session, ask)
-        except Problem:
-            if not remembered:
-                raise
-        # memory may be behind another process on the same database: refuse by the store alone
-        self.forget(ask.session)
-        head = self._head(ask.owner, ask.session)
+        if remembered:
+            try:
+                if _is_next(head.session, ask):
+                    return head, None
+            except Problem:
+                pass
+            # memory may be behind another process on the same database. The commit of a new
+            # decision would find that out; what is refused or repeated goes by the store alone
+            self.forget(ask.session)
+            head = self._head(ask.owner, ask.session)
         return head, self._stored(head.session, ask)
 
     def _stored(self, session: SessionRecord, ask: Ask) -> Answer | None:
-        refusals.check_key(session, ask.attempt, ask.index)
-        foreign = refusals.foreign_control(session, ask.situation)
-        if foreign is not None:
-            raise foreign
-        if ask.index == session.next_index:
+        if _is_next(session, ask):
             return None
         attempt = maker(self._store.attempts(session.id), session.attempt, ask.index)
         record = self._store.decision(session.id, attempt, ask.index)
@@ -234,3 +232,16 @@ class Ledger:
             outcome = "brake"
         policy = f"{session.policy_name}@{session.policy_digest[:12]}"
         self._metrics.decisions.labels(policy, outcome).inc()
+
+
+def _is_next(session: SessionRecord, ask: Ask) -> bool:
+    """Whether an ask is for the decision that a session makes next, not for one that it made.
+
+    Raises:
+        Problem: It is for neither, or names a control that the session does not steer.
+    """
+    refusals.check_key(session, ask.attempt, ask.index)
+    foreign = refusals.foreign_control(session, ask.situation)
+    if foreign is not None:
+        raise foreign
+    return ask.index == session.next_index

@@ -47,12 +47,14 @@ class Lifecycle:
         catalog: The loaded policies.
         ledger: Its memory of a session is dropped when we change it.
         max_sessions: Open sessions per owner.
+        idle_days: Days without a decision after which an open session does not count.
     """
 
     store: Store
     catalog: Catalog
     ledger: Ledger
     max_sessions: int
+    idle_days: float
 
     def open(self, owner: str, request: SessionRequest, key: str | None) -> Created:
         """Open a session, pinned to a policy.
@@ -63,12 +65,16 @@ class Lifecycle:
 
         def make(answer: _Answer) -> IdempotencyRecord:
             policy, controls = choose(self.catalog, request)
-            if self.store.count_open(owner) >= self.max_sessions:
+            # a job that died leaves its session open, so that it can be resumed
+            since = time.time() - 86400.0 * self.idle_days
+            if self.store.count_open(owner, since) >= self.max_sessions:
                 raise Problem(
                     429,
                     code="too-many-sessions",
-                    detail=f"This key has {self.max_sessions} open sessions, as many as it may. "
-                    "Close some.",
+                    detail=f"This key has {self.max_sessions} open sessions that moved within "
+                    f"{self.idle_days:g} days, as many as it may. Close some (GET "
+                    "/v1/sessions?status=open lists them), or serve with a larger --max-sessions.",
+                    retryable=True,
                     headers={"Retry-After": "60"},
                 )
             steered = np.zeros((1, N_CONTROLS), np.bool_)
@@ -114,12 +120,15 @@ class Lifecycle:
         """Open a new attempt after decision `next_index` - 1 of a parent's lineage.
 
         Raises:
-            Problem: 404; 410 closed; 409 the parent does not exist or has not come that far.
+            Problem: 404; 410 closed; 409 the parent does not exist or has not come that far; 503
+                nothing would decide it.
         """
 
         def make(answer: _Answer) -> IdempotencyRecord:
             session = self._fresh(owner, session_id)
             refusals.check_open(session)
+            if self.catalog.pinned(session.policy_digest) is None:
+                raise refusals.policy_gone(session)
             if request.parent_attempt > session.attempt:
                 raise refusals.other_attempt(session, request.parent_attempt)
             head = self.store.head(session.id, request.parent_attempt)
@@ -171,11 +180,11 @@ class Lifecycle:
                 with another outcome.
         """
         session = self._fresh(owner, session_id)
+        if session.status == "open" and attempt in (None, session.attempt):
+            self.store.close_session(session.id, outcome, time.time(), attempt)
+            session = self._fresh(owner, session_id)
         if attempt is not None and attempt != session.attempt:
             raise refusals.other_attempt(session, attempt)
-        if session.status == "open":
-            self.store.close_session(session.id, outcome, time.time())
-            session = self._fresh(owner, session_id)
         if session.outcome != outcome:
             refusals.check_open(session)
         return session

@@ -43,27 +43,37 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 VERSION = len(MIGRATIONS)
 
 
-def migrate(connection: sqlite3.Connection, source: str) -> None:
-    """Bring a database to `VERSION`; `connection` is in autocommit mode.
+def check(connection: sqlite3.Connection, source: str) -> int:
+    """The version of a database, which is only read.
 
     Raises:
         ConfigurationError: It is of a newer version, or another program's.
     """
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and owner != APPLICATION_ID:
+        raise ConfigurationError(
+            f"{source} is another program's SQLite database. Name a new file, or one that "
+            "lhopt made."
+        )
+    if version > VERSION:
+        raise ConfigurationError(
+            f"{source} has schema version {version}; this lhopt knows up to {VERSION}. "
+            "Install the version that wrote it, or a newer one."
+        )
+    return version
+
+
+def migrate(connection: sqlite3.Connection, source: str) -> None:
+    """Bring a database to `VERSION`; `connection` is in autocommit mode.
+
+    Raises:
+        ConfigurationError: As `check`.
+    """
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and owner != APPLICATION_ID:
-            raise ConfigurationError(
-                f"{source} is another program's SQLite database. Name a new file, or one that "
-                "lhopt made."
-            )
-        if version > VERSION:
-            raise ConfigurationError(
-                f"{source} has schema version {version}; this lhopt knows up to {VERSION}. "
-                "Install the version that wrote it, or a newer one."
-            )
+        version = check(connection, source)
         for statements in MIGRATIONS[version:]:
             for statement in statements:
                 connection.execute(statement)

@@ -63,7 +63,7 @@ def open_services(settings: Settings) -> Services:
         store=store,
         catalog=catalog,
         metrics=metrics,
-        lifecycle=Lifecycle(store, catalog, ledger, settings.max_sessions),
+        lifecycle=Lifecycle(store, catalog, ledger, settings.max_sessions, settings.idle_days),
         engine=Engine(
             ledger,
             metrics,

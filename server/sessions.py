@@ -12,7 +12,16 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from .body import parse
-from .deps import KEYED, OwnerDep, ServicesDep, SessionId, body_of, idempotency_key, problems
+from .deps import (
+    KEYED,
+    TAKES_KEY,
+    OwnerDep,
+    ServicesDep,
+    SessionId,
+    body_of,
+    idempotency_key,
+    problems,
+)
 from .lifecycle import Created
 from .models import (
     CloseRequest,
@@ -36,13 +45,16 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"], dependencies=[KEYED
     "",
     status_code=201,
     responses={201: {"model": SessionReply}, **problems(400, 415, 422, 429)},
-    openapi_extra=body_of(SessionRequest),
+    openapi_extra=body_of(SessionRequest) | TAKES_KEY,
 )
 async def open_session(request: Request, services: ServicesDep, owner: OwnerDep) -> Response:
     """Open a session; the answer carries the decision for the first interval."""
     body, key = await parse(request, SessionRequest), idempotency_key(request)
     lifecycle = services.lifecycle
-    return _created(await services.engine.write(lambda: lifecycle.open(owner, body, key)))
+    created = await services.engine.write(
+        lambda: lifecycle.open(owner, body, key), repeatable=key is not None
+    )
+    return _created(created)
 
 
 @router.get("", responses=problems(422))
@@ -75,7 +87,7 @@ async def show_session(
     "/{session_id}/attempts",
     status_code=201,
     responses={201: {"model": SessionReply}, **problems(400, 404, 409, 410, 415, 422)},
-    openapi_extra=body_of(ForkRequest),
+    openapi_extra=body_of(ForkRequest) | TAKES_KEY,
 )
 async def fork_session(
     request: Request, session_id: SessionId, services: ServicesDep, owner: OwnerDep
@@ -83,7 +95,9 @@ async def fork_session(
     """Go on from a checkpoint: a new attempt, and the decision that was in force there."""
     body, key = await parse(request, ForkRequest), idempotency_key(request)
     lifecycle = services.lifecycle
-    created = await services.engine.write(lambda: lifecycle.fork(owner, session_id, body, key))
+    created = await services.engine.write(
+        lambda: lifecycle.fork(owner, session_id, body, key), repeatable=key is not None
+    )
     return _created(created)
 
 
@@ -167,6 +181,7 @@ def _after(cursor: str) -> tuple[float, str]:
         created, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if type(created) is not float or type(last) is not str or not math.isfinite(created):
             raise ValueError(cursor)
+        last.encode()  # half of a surrogate pair is JSON, and nothing that SQLite takes
     except (ValueError, TypeError, RecursionError) as error:
         raise Problem(
             422,

@@ -26,12 +26,15 @@ class Settings:
             survives the loss of power too, for one disk flush per group of decisions.
         max_body_bytes: Largest request body.
         max_sessions: Open sessions that one key may hold.
+        idle_days: Days without a decision after which an open session, which stays open, does not
+            count among these: a job that died leaves one behind.
         max_queue: Decisions that may wait; more are refused with 503.
         max_batch: Decisions made at once.
         cache_sessions: Sessions whose state is kept in memory.
         deadline: Seconds after which a waiting request is answered 503. What it asked for may
             still be committed; a repeat gets it.
         body_timeout: Seconds that a client may take to send its body.
+        head_timeout: Seconds that a connection may take to send a request's head.
         key_refresh: Seconds after which a new or revoked key is noticed.
         store_timeout: Seconds to wait for another process's lock on the database.
     """
@@ -43,11 +46,13 @@ class Settings:
     durability: Durability = "process"
     max_body_bytes: int = 64 * 1024
     max_sessions: int = 1000
+    idle_days: float = 7.0
     max_queue: int = 4096
     max_batch: int = 64
     cache_sessions: int = 4096
     deadline: float = 10.0
     body_timeout: float = 10.0
+    head_timeout: float = 10.0
     key_refresh: float = 1.0
     store_timeout: float = 5.0
 
@@ -59,8 +64,8 @@ class Settings:
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"port is {self.port}; allowed: 0 to 65535, 0 picks one.")
         for name in (
-            "max_body_bytes", "max_sessions", "max_queue", "max_batch", "cache_sessions",
-            "deadline", "body_timeout", "store_timeout",
+            "max_body_bytes", "max_sessions", "idle_days", "max_queue", "max_batch",
+            "cache_sessions", "deadline", "body_timeout", "head_timeout", "store_timeout",
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigurationError(

@@ -48,6 +48,8 @@ class SqliteStore:
         try:
             self._writer = _connect(path, timeout)
             try:
+                # before anything that is written to the file: it may be another program's
+                schema.check(self._writer, str(path))
                 self._writer.execute("PRAGMA journal_mode = WAL")
                 self._writer.execute(f"PRAGMA synchronous = {level}")
                 self._writer.execute("PRAGMA foreign_keys = ON")
@@ -119,10 +121,10 @@ class SqliteStore:
         )  # fmt: skip
         return [to_session(row) for row in rows]
 
-    def count_open(self, owner: str) -> int:
+    def count_open(self, owner: str, since: float = 0.0) -> int:
         """See `Store`."""
-        query = "SELECT count(*) FROM session WHERE status = 'open' AND owner = ?"
-        return int(self._read(query, owner)[0][0])
+        query = "SELECT count(*) FROM session WHERE status = 'open' AND owner = ? AND updated > ?"
+        return int(self._read(query, owner, since)[0][0])
 
     def counts(self) -> dict[Status, int]:
         """See `Store`."""
@@ -195,13 +197,15 @@ class SqliteStore:
             keep(db, answer)
         return True
 
-    def close_session(self, session_id: str, outcome: dict[str, Any], at: float) -> bool:
+    def close_session(
+        self, session_id: str, outcome: dict[str, Any], at: float, attempt: int | None = None
+    ) -> bool:
         """See `Store`."""
         with self._writing() as db:
             moved = db.execute(
                 "UPDATE session SET status = 'closed', outcome = ?, updated = ? "
-                "WHERE id = ? AND status = 'open'",
-                (dump(outcome), at, session_id),
+                "WHERE id = ? AND status = 'open' AND attempt = coalesce(?, attempt)",
+                (dump(outcome), at, session_id, attempt),
             )
             return moved.rowcount == 1
 

@@ -140,8 +140,8 @@ class Store(Protocol):
     ) -> list[SessionRecord]:
         """An owner's sessions, newest first, those behind (created, id) `after`."""
 
-    def count_open(self, owner: str) -> int:
-        """Open sessions of an owner."""
+    def count_open(self, owner: str, since: float = 0.0) -> int:
+        """Open sessions of an owner, of those that moved after `since` (Unix seconds)."""
 
     def counts(self) -> dict[Status, int]:
         """Sessions by status."""
@@ -173,8 +173,10 @@ class Store(Protocol):
     ) -> bool:
         """Make `attempt` the current one; False if the session is not open at attempt - 1."""
 
-    def close_session(self, session_id: str, outcome: dict[str, Any], at: float) -> bool:
-        """Close an open session; False if it is not open."""
+    def close_session(
+        self, session_id: str, outcome: dict[str, Any], at: float, attempt: int | None = None
+    ) -> bool:
+        """Close an open session; False if it is not, or not at `attempt` where one is named."""
 
     def idempotent(self, owner: str, key: str) -> IdempotencyRecord | None:
         """The answer stored under an owner's Idempotency-Key."""

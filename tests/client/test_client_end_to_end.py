@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,20 @@ FEEDBACK = Feedback(100.0)
 
 
 @pytest.fixture
-def url(policy: Policy, tmp_path: Path) -> Iterator[str]:
-    import socket
-
+def app(policy: Policy, tmp_path: Path) -> Any:
     from lhopt.server.app import create_app
     from lhopt.server.settings import Settings
 
     folder = tmp_path / "policies"
     save(policy, folder)
     save(with_feedback(policy, FEEDBACK, "fed"), folder)
-    app = create_app(Settings(database=tmp_path / "db.sqlite3", policies_folder=folder))
+    return create_app(Settings(database=tmp_path / "db.sqlite3", policies_folder=folder))
+
+
+@pytest.fixture
+def url(app: Any) -> Iterator[str]:
+    import socket
+
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", lifespan="on", ws="none", timeout_keep_alive=1)
@@ -97,6 +102,45 @@ def test_a_resumed_run_on_the_real_server(url: str, make_job: Any) -> None:
         with pytest.raises(ApiError) as caught:
             client.session("ses_" + "a" * 26)
     assert caught.value.status == 404
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_whose_policy_left_the_server_goes_on_with_another(
+    url: str,
+    app: Any,
+    make_job: Any,
+    policy: Policy,
+    caplog: pytest.LogCaptureFixture,
+    resumed: bool,
+) -> None:
+    job = make_job()
+    optimizer = torch.optim.AdamW(job.groups())
+    options: Any = {"interval": 5, "url": url, "policy": "random", "timeout": 10.0}
+    tuner = Tuner(optimizer, 60, **options)
+    job.run(optimizer, tuner, range(23))
+    session = tuner.state_dict()["steering"]["backend"]["session"]
+    # an upgrade: the same name, other weights
+    bias = policy.weights["head.bias"]
+    newer = replace(policy, weights={**policy.weights, "head.bias": bias + np.float32(0.5)})
+    app.state.services.catalog.__init__([newer])
+    if resumed:
+        state = tuner.state_dict()
+        tuner.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        tuner = Tuner(optimizer, 60, **options)
+        tuner.load_state_dict(state)
+    job.run(optimizer, tuner, range(23, 60))
+    assert {r.source for r in tuner.history} == {"policy"}
+    assert tuner.steps == 60
+    (warning,) = caplog.messages
+    assert f"no longer has policy random ({policy.digest[:12]})" in warning
+    backend = tuner.state_dict()["steering"]["backend"]
+    assert backend["policy"]["digest"] == newer.digest
+    with Client(url) as client:
+        old = client.session(session)
+        assert (old["status"], old["outcome"]) == ("closed", {"superseded_by": backend["session"]})
+        indices = [d["index"] for d in client.decisions(backend["session"])]
+    assert indices == list(range(len(indices)))
+    tuner.close()
 
 
 def test_a_run_that_validates_is_steered_by_the_slope_alike(

@@ -134,7 +134,7 @@ def test_without_a_key_other_machines_are_refused(start: Any, settings: Any, pee
     assert api("GET", "/v1/sessions", key=key).status_code == 200
 
 
-@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded"])
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "via", "x-real-ip"])
 def test_without_a_key_a_proxy_is_no_local_peer(api: Api, header: str) -> None:
     assert api("GET", "/v1/sessions", headers={header: "127.0.0.1"}).status_code == 401
 

@@ -96,8 +96,11 @@ def test_a_server_that_fell_behind_another_reads_the_store_again(
         assert (first.status_code, again.status_code) == (200, 200)
         assert first.content == again.content
     other("POST", f"/v1/sessions/{session}/attempts", json={"parent_attempt": 0, "next_index": 8})
+    assert one.decide(session, 0, 7, reports[7]).json()["code"] == "stale-attempt"
     assert one.decide(session, 0, 8).json()["code"] == "stale-attempt"
     assert one.decide(session, 1, 8).status_code == 200
+    other("POST", f"/v1/sessions/{session}/close", json={})
+    assert one.decide(session, 1, 8).json()["code"] == "session-closed"
 
 
 def test_the_same_report_again_is_answered_with_the_stored_bytes(api: Api) -> None:

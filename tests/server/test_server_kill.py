@@ -223,3 +223,64 @@ def test_an_answer_to_a_real_client_is_a_problem_for_a_huge_chunked_body(server:
         answer = raw.recv(4096)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"application/problem+json" in answer
+
+
+def test_a_request_that_is_cut_in_its_body_does_nothing(server: Server) -> None:
+    url = f"http://127.0.0.1:{server.port}"
+    session = httpx.post(f"{url}/v1/sessions", json=SESSION).json()["id"]
+    path = f"/v1/sessions/{session}"
+    httpx.post(f"{url}{path}/attempts", json={"parent_attempt": 0, "next_index": 0})
+    for sent in (b"", b'{"attempt": 0, "outco'):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+            raw.sendall(
+                f"POST {path}/close HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60\r\n"
+                "Content-Type: application/json\r\n\r\n".encode()
+                + sent
+            )
+    answer = httpx.put(f"{url}{path}/attempts/1/decisions/0", json=report(0, 0))
+    assert answer.status_code == 200
+    assert httpx.get(f"{url}{path}").json()["status"] == "open"
+    assert "400" in httpx.get(f"{url}/metrics").text
+
+
+def test_a_head_without_end_is_refused(server: Server) -> None:
+    """One header line after another, and one line that never ends."""
+    for piece in (b"x-more: " + b"a" * 1000 + b"\r\n", b"a" * 1000):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+            raw.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nx-first: ")
+            answer = b""
+            try:
+                for _ in range(10_000):
+                    raw.sendall(piece)
+                answer = raw.recv(4096)
+            except ConnectionError:
+                pass
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+    assert httpx.get(f"http://127.0.0.1:{server.port}/livez").status_code == 200
+
+
+#: A server that gives a head three tenths of a second.
+IMPATIENT = """
+import lhopt.server.protocol as protocol
+made = protocol.bounded
+def impatient(settings):
+    kind = made(settings)
+    kind.head_timeout = 0.3
+    return kind
+protocol.bounded = impatient
+"""
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: local"])
+def test_a_connection_that_says_nothing_whole_is_closed(server: Server, sent: bytes) -> None:
+    server.stop(signal.SIGTERM)
+    server.prelude = IMPATIENT
+    server.start()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        # a request before it, on the same connection, changes nothing
+        raw.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" if sent else b"")
+        answer = b""
+        while sent and b"alive" not in answer:
+            answer += raw.recv(4096)
+        raw.sendall(sent)
+        assert raw.recv(4096) == b""

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ import pytest
 from lhopt.cli import keys as keys_command
 from lhopt.cli import serve as serve_command
 from lhopt.core.errors import ArtifactError, ConfigurationError, LhoptError
-from lhopt.server import schema
+from lhopt.server import health, schema
 from lhopt.server.catalog import load_catalog
 from lhopt.server.deciding import make
 from lhopt.server.settings import Settings
 from lhopt.server.sqlite_store import SqliteStore
 from lhopt.server.store import StoreError
+
+from .conftest import session_request
 
 if TYPE_CHECKING:
     from lhopt.policy.artifact import Policy
@@ -55,9 +58,26 @@ def test_a_store_that_takes_no_write_is_not_ready_and_refuses_retryably(
     assert api.metric("lhopt_store_errors_total") == 1
     other.execute("ROLLBACK")
     other.close()
+    time.sleep(health.FRESH_SECONDS)  # a failure counts as long as a success
     ready = api("GET", "/readyz")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
     assert api.decide(session, 0, 1).status_code == 200
+
+
+def test_however_many_ask_whether_it_is_ready_one_probe_is_written(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[float] = []
+
+    def probe() -> None:
+        time.sleep(0.05)
+        probes.append(time.monotonic())
+
+    monkeypatch.setattr(api.services.store, "probe", probe)
+    answers = api.together(*(("GET", "/readyz", {}) for _ in range(50)))
+    assert {a.status_code for a in answers} == {200}
+    assert api("GET", "/readyz").status_code == 200
+    assert len(probes) == 1
 
 
 def test_a_full_disk_refuses_retryably_and_loses_nothing(api: Api, settings: Settings) -> None:
@@ -93,6 +113,28 @@ def test_a_slow_store_is_answered_at_the_deadline_and_a_repeat_gets_the_decision
     again = api.decide(session, 0, 0)
     assert again.status_code == 200
     assert api.metric("lhopt_decisions_total") == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "retryable", "says"),
+    [({"Idempotency-Key": "k"}, True, "Send the same again"), ({}, False, "look before")],
+)
+def test_a_late_opening_may_be_repeated_only_under_its_key(
+    start: Any, settings: Settings, headers: dict[str, str], retryable: bool, says: str
+) -> None:
+    api: Api = start(settings, deadline=0.5)
+    release = threading.Event()
+    busy = api.spawn(api.services.engine.write(release.wait))
+    late = api("POST", "/v1/sessions", json=session_request(), headers=headers)
+    assert (late.status_code, late.json()["code"]) == (503, "deadline")
+    assert late.json()["retryable"] is retryable
+    assert says in late.json()["detail"]
+    with pytest.raises(Exception, match="Not done within"):
+        api.wait(busy)
+    release.set()
+    api.open(headers=headers)
+    opened = api("GET", "/v1/sessions").json()["items"]
+    assert len(opened) == (1 if retryable else 2)
 
 
 def test_a_full_queue_is_refused(start: Any, settings: Settings) -> None:
@@ -165,6 +207,9 @@ def test_a_session_whose_policy_is_gone_says_so(
     assert (answer.status_code, answer.json()["code"]) == (503, "policy-not-loaded")
     assert "beta" in answer.json()["detail"]
     assert after.decide(session, 0, 0).headers["idempotent-replayed"] == "true"
+    fork = {"parent_attempt": 0, "next_index": 1}
+    answer = after("POST", f"/v1/sessions/{session}/attempts", json=fork)
+    assert (answer.status_code, answer.json()["code"]) == (503, "policy-not-loaded")
     assert after("GET", f"/v1/sessions/{session}").json()["policy"]["name"] == "beta"
 
 
@@ -195,6 +240,22 @@ def test_weights_without_a_manifest_stop_the_start(settings: Settings) -> None:
         load_catalog(settings.policies_folder)
 
 
+def test_a_manifest_without_weights_stops_the_start(settings: Settings) -> None:
+    assert settings.policies_folder is not None
+    (settings.policies_folder / "beta.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"beta\.safetensors is missing"):
+        load_catalog(settings.policies_folder)
+
+
+@pytest.mark.parametrize("content", ['{"name": "beta"}', "[1]", "not JSON", "[" * 100_000])
+def test_what_a_training_leaves_beside_its_policy_is_no_policy(
+    settings: Settings, content: str
+) -> None:
+    assert settings.policies_folder is not None
+    (settings.policies_folder / "config.json").write_text(content)
+    assert load_catalog(settings.policies_folder).find("beta").name == "beta"
+
+
 def test_two_policies_of_one_name_stop_the_start(settings: Settings) -> None:
     assert settings.policies_folder is not None
     for suffix in ("json", "safetensors"):
@@ -219,8 +280,10 @@ def test_another_programs_database_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE theirs (x)")
     db.close()
+    before = path.read_bytes()
     with pytest.raises(ConfigurationError, match="another program"):
         SqliteStore(path)
+    assert path.read_bytes() == before, "not even its journal mode is changed"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all, but long enough" * 100])
@@ -282,7 +345,9 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(
     assert short in listed
     assert "active  team a" in listed
     assert key.split("_", 2)[2] not in listed
+    api.open(key=key)
     assert command("keys", "revoke", short, *database) == 0
+    assert "1 open sessions are that key's own" in capsys.readouterr().err
     assert command("keys", "revoke", short, *database) == 1
     assert api("GET", "/v1/sessions", key=key).status_code == 401
 
@@ -343,4 +408,16 @@ def test_the_openapi_document_names_every_refusal(api: Api) -> None:
     decide = document["paths"]["/v1/sessions/{session_id}/attempts/{attempt}/decisions/{index}"]
     assert set(decide["put"]["responses"]) >= {"200", "401", "404", "409", "410", "413", "422"}
     assert "requestBody" in decide["put"]
-    json.dumps(document)
+    posts = [document["paths"][path]["post"] for path in document["paths"] if "post" in
+             document["paths"][path]]  # fmt: skip
+    keyed = [post for post in posts if "Idempotency-Key" in json.dumps(post)]
+    assert {post["operationId"].split("_v1")[0] for post in keyed} == {
+        "open_session",
+        "fork_session",
+    }
+    assert "session_id" in json.dumps(document["paths"]["/v1/sessions/{session_id}/attempts"])
+    assert "text/plain" in document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    for path in {part.split('"')[0] for part in json.dumps(document).split('"$ref": "')[1:]}:
+        part = document
+        for word in path.removeprefix("#/").split("/"):
+            part = part[word]

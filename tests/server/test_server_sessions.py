@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from lhopt.policy.runtime import opening
 
 if TYPE_CHECKING:
     from lhopt.policy.artifact import Policy
+    from lhopt.server.settings import Settings
     from tests.server.conftest import Api
 
 REQUEST: dict[str, Any] = {
@@ -134,8 +136,23 @@ def test_too_many_open_sessions_are_refused_until_one_is_closed(start: Any, sett
     api.open()
     refused = api("POST", "/v1/sessions", json=REQUEST)
     assert (refused.status_code, refused.json()["code"]) == (429, "too-many-sessions")
+    assert refused.json()["retryable"] is True
     api("POST", f"/v1/sessions/{session['id']}/close", json={})
     api.open()
+
+
+def test_sessions_of_jobs_that_died_do_not_count_and_may_be_resumed(
+    start: Any, settings: Settings
+) -> None:
+    api: Api = start(settings, max_sessions=2)
+    dead = [api.open()["id"] for _ in range(2)]
+    assert api("POST", "/v1/sessions", json=REQUEST).status_code == 429
+    with sqlite3.connect(settings.database) as db:
+        db.execute("UPDATE session SET updated = updated - ?", (8 * 86400.0,))
+    db.close()
+    api.open()
+    assert api.decide(dead[0], 0, 0).status_code == 200  # it lives, and counts again
+    assert api("POST", "/v1/sessions", json=REQUEST).status_code == 429
 
 
 @pytest.mark.parametrize("headers", [{}, {"content-type": "application/json"}])
@@ -177,6 +194,7 @@ def test_sessions_are_listed_by_status(api: Api) -> None:
         {"cursor": "nonsense"},
         {"cursor": "W251bGwsIDFd"},
         {"cursor": "é"},
+        {"cursor": "WzEuMCwiXHVkODAwIl0"},
         {"limit": "0"},
         {"limit": "201"},
         {"limit": "9" * 5000},
