@@ -25,8 +25,11 @@ from .operations import Opened
 FAILURES, EVERY = 3, 4
 #: The session's policy has left the server, with an upgrade, say: another has to decide.
 POLICY_GONE = "policy-not-loaded"
+#: The session was closed, or is not there. The server's own words: a 404 of a proxy in between is
+#: one that passes.
+GONE = frozenset({"session-closed", "no-session"})
 #: The server will not serve this run again.
-FINAL = frozenset({"stale-attempt", "unknown-attempt", "state-incompatible"})
+FINAL = GONE | {"stale-attempt", "unknown-attempt", "state-incompatible"}
 
 
 class Remote:
@@ -192,7 +195,7 @@ class Remote:
         try:
             self._next = session.fork(index, parent_attempt=attempt, timeout=deadline.left)
         except ApiError as error:
-            if error.status in (404, 410):
+            if error.code in GONE:
                 # closed or gone: the policy's memory of the run is lost, the rest is with us
                 logger.warning(
                     "lhopt: the server has closed or lost this run's session: its policy goes on "
@@ -268,7 +271,7 @@ class Remote:
             cause = "server-unreachable"
         elif isinstance(error, ApiError):
             cause = error.code
-            if self._session is not None and (error.code in FINAL or error.status in (404, 410)):
+            if self._session is not None and error.code in FINAL:
                 self._over = error.code
         elif not isinstance(error, LhoptError):
             cause = type(error).__name__

@@ -107,9 +107,23 @@ class Validation:
 
     def _once(self, validate: Validate | None = None) -> float:
         devices = sorted({p.device.index for p in self._params() if p.device.type == "cuda"})
-        with torch.random.fork_rng(devices), _random_kept():
+        with torch.random.fork_rng(devices), _random_kept(), _fresh_casts():
             value = (validate or self._validate)()
         return float(value.detach() if hasattr(value, "detach") else value)
+
+
+@contextmanager
+def _fresh_casts() -> Iterator[None]:
+    """Let an autocast region that we were called in cast the weights anew, before and afterwards.
+
+    It keeps its casts of parameters until it ends, and does not see that other values were written
+    into them: this call would be of the weights of before, and the training's next of ours.
+    """
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -296,6 +296,18 @@ def test_a_run_that_was_taken_over_holds_for_good(
     assert len([r for r in fake_server.requests if r.method == "PUT"]) == 3
 
 
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_refusal_of_a_proxy_in_between_passes(status: int, job: Any, fake_server: Any) -> None:
+    optimizer, tuner = remote(job, fake_server.client())
+    job.run(optimizer, tuner, range(12))
+    fake_server.interfere = lambda request: httpx.Response(status, html="<h1>deploying</h1>")
+    job.run(optimizer, tuner, range(12, 17))
+    fake_server.interfere = lambda request: None
+    job.run(optimizer, tuner, range(17, 60))
+    assert sources(tuner) == ["policy"] * 3 + [f"hold:http-{status}"] + ["policy"] * 8
+    tuner.close()
+
+
 def test_a_server_that_comes_late_takes_over(job: Any, fake_server: Any) -> None:
     def away(request: httpx.Request) -> httpx.Response | None:
         raise httpx.ConnectError("refused")

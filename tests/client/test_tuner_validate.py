@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lhopt.client import Tuner, ranks
+from lhopt.client.validation import Validation
 from lhopt.core.errors import ConfigurationError
 from lhopt.core.features import FEATURES
 from lhopt.core.statistics import SLOPE_STEP
@@ -244,3 +245,30 @@ def test_what_cannot_be_called_or_would_wait_for_others_is_refused(
     monkeypatch.setattr(ranks, "alone", lambda: False)
     with pytest.raises(ConfigurationError, match="report_validation"):
         Tuner(optimizer, STEPS, policy=policy, validate=lambda: 1.0)
+
+
+def test_inside_autocast_each_call_and_the_training_see_the_weights_that_are_there() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    x, y = torch.randn(64, 8), torch.randn(64, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    validation = Validation(optimizer, lambda: (net(x).float() - y).square().mean())
+    outside = validation.slope_and_curvature()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = net(x)  # keeps its casts of the weights
+        slope, _ = validation.slope_and_curvature()
+        after = net(x)
+    assert slope == pytest.approx(outside[0], rel=0.2, abs=0.05)
+    assert torch.equal(before, after)
+
+
+def test_a_training_whose_forward_pass_comes_after_the_report_keeps_its_casts_to_itself() -> None:
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(8, 4), torch.randn(64, 8)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    validation = Validation(optimizer, lambda: net(x).float().square().mean())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = net(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        validation.slope_and_curvature()
+        assert torch.equal(net(x), plain)
