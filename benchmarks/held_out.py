@@ -25,6 +25,7 @@ from ..core.errors import ConfigurationError, UnknownNameError
 from ..inner_tasks.registry import Configured, get_family, parse
 from ..policy import bundled
 from ..policy.families import BEYOND_FAMILIES, TRAIN_FAMILIES, VALID_FAMILIES
+from ..policy.lineage import lineage
 from ..policy.pools import comparison_specs, imitation_specs, pool_specs
 from ..policy.train_config import TrainConfig
 from .tasks import ALL, HELD_OUT_ARCHITECTURES, HELD_OUT_DATASETS
@@ -116,28 +117,37 @@ def bundled_overlaps(name: str) -> list[str]:
 
 
 def policy_overlaps(name: str, training: Mapping[str, Any]) -> list[str]:
-    """One line for each task that a policy was trained with and that breaks the rule.
+    """One line for each task that a policy, or what it began from, met and that breaks the rule.
 
     Args:
         name: The policy's name, for messages.
         training: `Policy.training`: its tasks, and the configuration that names its families.
     """
-    config = training.get("config", {})
-    tasks = [str(task) for task, _ in training.get("tasks", [])]
-    families = [*config.get("families", []), *config.get("valid_families", [])]
-    if not tasks or not families:
+    names: dict[str, None] = {}
+    for stage in lineage(training):
+        config = stage.get("config", {})
+        tasks = [str(task) for task, _ in stage.get("tasks", [])]
+        families = [*config.get("families", []), *config.get("valid_families", [])]
+        if not tasks or not families:
+            if "combined" in stage or "transferred" in stage:
+                continue  # made of others, which follow
+            return [f"{name}: its manifest does not say what it was trained on"]
+        imitation = config.get("imitation")
+        stages = TrainConfig(
+            families=tuple(config["families"]),
+            valid_families=tuple(config["valid_families"]),
+            tasks_per_family=config["tasks_per_family"],
+            steps=tuple(config["steps"]),
+            seed=config["seed"],
+            imitation=imitation and {"tasks_per_family": imitation["tasks_per_family"]},
+        )
+        try:
+            names |= dict.fromkeys([*tasks, *task_names(stages)])
+        except UnknownNameError as error:
+            return [f"{name}: trained on what this version does not know: {error}"]
+    if not names:
         return [f"{name}: its manifest does not say what it was trained on"]
-    imitation = config.get("imitation")
-    stages = TrainConfig(
-        families=tuple(config["families"]),
-        valid_families=tuple(config["valid_families"]),
-        tasks_per_family=config["tasks_per_family"],
-        steps=tuple(config["steps"]),
-        seed=config["seed"],
-        imitation=imitation and {"tasks_per_family": imitation["tasks_per_family"]},
-    )
     try:
-        names = dict.fromkeys([*tasks, *task_names(stages)])
         return overlaps([describe(task) for task in names])
     except UnknownNameError as error:
         return [f"{name}: trained on what this version does not know: {error}"]

@@ -75,13 +75,40 @@ def notes(section: Section) -> str:
         "seeds. Interval: 95%, "
         f"{section.resamples:,} hierarchical bootstraps (tasks, seeds, the baseline's own runs).\n"
         f"one task out: lowest and highest h* with one task left out. to {section.horizon:g}: h* "
-        f"read up to {section.horizon:g}; beyond 2 it flatters, because the baseline keeps the "
-        "setting that was tuned at our length. 5x7: against the best of 5 rates x 7 schedules. "
-        "test: test losses on the test frontier.\n"
-        f"CPU time: h* to {section.horizon:g} over the CPU time of a step, in units of plain "
-        f"AdamW's. harm: runs with h* < {HARM:g}. Equal weight per task; seeds pair arms and "
-        "baseline."
+        f"read up to {section.horizon:g}. Above 1 h* flatters somewhat, and beyond 2 more, because "
+        "the baseline keeps the setting that was tuned at our length. 5x7: against the best of 5 "
+        "rates x 7 schedules. test: test losses on the test frontier.\n"
+        "CPU time: h*, clipped likewise, over the CPU time of a step, in units of plain AdamW's. "
+        f"harm: runs with h* < {HARM:g}. Equal weight per task; seeds pair arms and baseline."
+        + (
+            "\nFlat: the baseline gains less from twice our steps than one of its runs scatters "
+            f"by, so that a little loss is much h*, on {', '.join(section.flat)}."
+            if section.flat
+            else ""
+        )
     )
+
+
+def starts(section: Section) -> str:
+    """The policy's arms by start; empty where none has two."""
+    cells: list[tuple[str, ...]] = [
+        ("by start", "rate", "h*", "95% interval", "harm", "worst task", "runs")
+    ]
+    for (arm, offset), line in section.starts.items():
+        task, speed = line.worst
+        found = line.headline
+        cells.append(
+            (
+                arm,
+                f"best x {10.0**offset:g}",
+                f"{found.value:.2f}",
+                f"{found.low:.2f} - {found.high:.2f}",
+                f"{line.harm:.1%}",
+                f"{speed:.2f} {task}",
+                f"{line.runs}",
+            )
+        )
+    return grid(cells, frozenset({0, 5})) if len(cells) > 1 else ""
 
 
 def tasks(section: Section) -> str:
@@ -182,6 +209,7 @@ def render(section: Section) -> str:
         f"Tier {section.tier}",
         table(section),
         notes(section),
+        starts(section),
         tasks(section),
         costs(section),
         pairs(section),

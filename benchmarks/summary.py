@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ..core.types import FloatArray
 from .bootstrap import (
     READINGS,
     RESAMPLES,
+    SMALLEST,
     Estimate,
     Reading,
     TaskTable,
@@ -44,6 +45,9 @@ COMPARED: tuple[str, ...] = (
 #: Points of the curve that says what tuning is worth.
 TRIALS: tuple[int, ...] = (1, 4, 12, 24)
 HEADLINE = READINGS[0]
+TEST = next(reading for reading in READINGS if reading.test)
+#: Arms whose starts, a decade below and above the best rate, are told apart.
+SPLIT: tuple[str, ...] = (POLICY, VALIDATED, AVERAGED)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Line:
         at_low: Runs whose headline h* lies on the lower bound, or would lie below it.
         at_high: Runs on the upper bound.
         harm: Share of runs with h* < 0.7.
+        harm_on_test: The same by test losses.
         diverged: Runs without a final loss.
         runs: Runs in all.
         seeds: The arm's seeds.
@@ -72,6 +77,7 @@ class Line:
     at_low: int
     at_high: int
     harm: float
+    harm_on_test: float
     diverged: int
     runs: int
     seeds: tuple[int, ...]
@@ -124,6 +130,9 @@ class Section:
         tuning: By number of trials, the h* that they are worth on the K = 24 frontier.
         horizon: Largest h* that every frontier can tell.
         resamples: Of the bootstrap.
+        starts: The lines of `SPLIT` by (arm, decades from the best rate).
+        flat: Tasks on which the baseline gains less from twice our steps than one of its runs
+            scatters by: a little loss is much h* there.
     """
 
     tier: str
@@ -135,6 +144,8 @@ class Section:
     tuning: Mapping[int, float]
     horizon: float
     resamples: int
+    starts: Mapping[tuple[str, int], Line] = field(default_factory=dict)
+    flat: tuple[str, ...] = ()
 
     def line(self, arm: str) -> Line | None:
         """An arm's line; None if it did not run."""
@@ -195,6 +206,8 @@ def summarise(
         tuning={k: _worth(tasks, k) for k in TRIALS},
         horizon=min(task.k24.horizons[-1] for task in tasks),
         resamples=resamples,
+        starts=_by_start(rows, tasks, resamples, seed),
+        flat=tuple(task.spec.task for task in tasks if _flat(task)),
     )
 
 
@@ -241,7 +254,8 @@ def _line(
         without=None if without is None else (float(without.min()), float(without.max())),
         at_low=int((every <= low).sum()),
         at_high=int((every >= high).sum()),
-        harm=float((every < math.log(HARM)).mean()),
+        harm=_harm(tables, column, HEADLINE),
+        harm_on_test=_harm(tables, column, TEST),
         diverged=sum(row.loss is None for row in own),
         runs=len(own),
         seeds=tuple(sorted({row.seed for row in own})),
@@ -251,6 +265,47 @@ def _line(
             if math.isfinite(table.log_cost[column])
         },
     )
+
+
+def _harm(tables: Sequence[TaskTable], column: int, reading: Reading) -> float:
+    every = [table.log_speeds(reading)[table.arm == column] for table in tables]
+    return float((np.concatenate(every) < math.log(HARM)).mean())
+
+
+def _by_start(
+    rows: Sequence[Row], tasks: Sequence[BenchTask], resamples: int, seed: int
+) -> dict[tuple[str, int], Line]:
+    """A line for each start of each arm in `SPLIT`: pooled, one may hide the other."""
+    starts = sorted({(row.arm, row.offset) for row in rows if row.arm in SPLIT and row.offset})
+    arms = [f"{arm} {offset}" for arm, offset in starts]
+    if not arms:
+        return {}
+    apart = [
+        replace(row, arm=f"{row.arm} {row.offset}")
+        for row in rows
+        if row.arm in SPLIT and row.offset
+    ]
+    tables = []
+    for task in tasks:
+        own = [row for row in apart if (row.task, row.steps) == (task.spec.task, task.spec.steps)]
+        tables.append(tabulate(own, task, arms))
+    draws = resample(tables, [HEADLINE], [], resamples=resamples, seed=seed)[HEADLINE.name].arms
+    points, _ = _points(tables, HEADLINE, [])
+    found = {}
+    for i, start in enumerate(starts):
+        speeds = {HEADLINE.name: _whole(points[:, i], draws[:, i], tables, i, HEADLINE)}
+        found[start] = _line(arms[i], i, tables, points[:, i], speeds, apart)
+    return found
+
+
+def _flat(task: BenchTask) -> bool:
+    """Whether a tuned baseline of twice our steps gains less than one run of ours scatters by."""
+    runs = np.log(np.maximum(np.asarray(task.k24.runs, np.float64), SMALLEST))
+    at = {horizon: i for i, horizon in enumerate(task.k24.horizons)}
+    if not {1.0, 2.0} <= set(at) or runs.shape[1] < 2 or not np.isfinite(runs).all():
+        return False
+    medians = np.minimum.accumulate(np.median(runs, axis=1))
+    return bool(medians[at[1.0]] - medians[at[2.0]] < runs[at[1.0]].std(ddof=1))
 
 
 def _named(tables: Sequence[TaskTable], values: FloatArray) -> dict[str, float]:

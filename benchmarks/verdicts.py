@@ -12,6 +12,8 @@ from .summary import AVERAGED, POLICY, VALIDATED, Line, Section
 DEFAULT = "steerable-default"
 #: The policy from where its owner gets it: the optimizer's default rate.
 AS_SHIPPED = "steerable-policy-default-rate"
+#: The baseline's setting on the arms' seeds: what nothing gained reads as.
+BASELINE = "adamw-tuned"
 #: "Faster" needs fewer harmed runs than this.
 HARM_FOR_FASTER = 0.1
 #: Words need so many tasks: an interval over fewer says little about others.
@@ -129,7 +131,11 @@ def _judge(bar: Bar, section: Section) -> Verdict:
             return _missing(bar, name)
         assert bar.least is not None
         reached = line.harm < bar.least
-        text = f"{name} {line.harm:.1%} (bar: below {bar.least:.0%}{_stretch(bar, '{:.0%}')})"
+        text = (
+            f"{name} {line.harm:.1%} ({round(line.harm * line.runs)} of {line.runs} runs; "
+            f"{line.harm_on_test:.1%} by test losses; bar: below {bar.least:.0%}"
+            f"{_stretch(bar, '{:.0%}')})"
+        )
         if not reached:
             text += f", missed by {100 * (line.harm - bar.least):.1f} points"
         stretched = bar.stretch is not None and line.harm <= bar.stretch
@@ -151,8 +157,26 @@ def _judge(bar: Bar, section: Section) -> Verdict:
         text += ", but the interval includes 1"
     if short:
         text += ", " + ", ".join(short)
+    if not short and _void(bar, section):
+        baseline = section.line(BASELINE)
+        assert baseline is not None
+        own = baseline.speeds[bar.figure]
+        assert own is not None
+        return Verdict(
+            bar, found, False, False, f"{'VOID':<8} {text}: the baseline's own runs have "
+            f"{own.value:.2f}, too"
+        )  # fmt: skip
     stretched = bar.stretch is not None and found.value >= bar.stretch
     return _verdict(bar, found, not short, stretched, text)
+
+
+def _void(bar: Bar, section: Section) -> bool:
+    """Whether the tuned baseline itself, on seeds of its own, reaches a bar on its speed."""
+    baseline = section.line(BASELINE)
+    if bar.figure == "ratio" or bar.least is None or baseline is None:
+        return False
+    own = baseline.speeds[bar.figure]
+    return own is not None and own.value >= bar.least
 
 
 def _figure(bar: Bar, section: Section, line: Line | None) -> Estimate | None:

@@ -91,6 +91,7 @@ class Sb3VecEnv(VecEnv):
         self._inverse: IntArray = np.argsort(self._order)
         self._actions: IntArray = np.zeros((env.num_envs, 1), np.int64)
         self._length = np.zeros(env.num_envs, np.int64)
+        self._reseed: int | None = None
         #: Finished episodes not yet read: (task or "", reward), for logging by family.
         self.finished: deque[tuple[str, float]] = deque(maxlen=10_000)
 
@@ -99,9 +100,17 @@ class Sb3VecEnv(VecEnv):
         """`(num_envs,)` the row here of each run of the environment, in the environment's order."""
         return self._inverse.copy()
 
+    def seed_episodes(self, seed: int) -> None:
+        """Let the next `reset` begin other episodes than those of the seed that we were made with.
+
+        Tasks, frontiers and the order of rows stay those of that one.
+        """
+        self._reseed = seed
+
     def reset(self) -> VecEnvObs:
         """Start new episodes everywhere."""
-        observation, _ = self.env.reset()
+        seed, self._reseed = self._reseed, None
+        observation, _ = self.env.reset(seed=seed)
         self._length[:] = 0
         rows: FloatArray = observation[self._order]
         return rows
@@ -163,6 +172,7 @@ class Sb3VecEnv(VecEnv):
         """Everything that later steps depend on, picklable; see `load_state`."""
         return {
             "env": self.env.state(),
+            "reseed": self._reseed,
             "length": self._length.copy(),
             "finished": list(self.finished),
         }
@@ -170,6 +180,7 @@ class Sb3VecEnv(VecEnv):
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken, in the middle of episodes."""
         self.env.load_state(state["env"])
+        self._reseed = state.get("reseed")
         self._length = state["length"].copy()
         self.finished.extend(state["finished"])
 

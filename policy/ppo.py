@@ -22,6 +22,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
+from ..core.averages import share
 from ..core.controls import Control
 from ..core.errors import ConfigurationError, ResumeError
 from ..env.sb3 import Sb3VecEnv
@@ -37,6 +38,10 @@ A = TypeVar("A", bound=Artifact)
 CHECKPOINT = "checkpoint.pt"
 #: In a training's folder: one line of JSON per evaluation.
 CURVE = "curve.jsonl"
+#: Horizon of the averaged weights, as a share of the updates so far.
+AVERAGED = 0.2
+#: Updates of the actor with a smaller rate, at its beginning.
+RAMP = 3
 #: What stops a training after the running update.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Settings that may change when a training is resumed.
@@ -62,12 +67,14 @@ class PPOConfig:
         vf_coef: Weight of the value loss.
         max_grad_norm: Of PPO's gradient.
         lstm: Width of the LSTM.
-        average: Decay per update of the averaged weights that are exported.
+        average: Decay per update of the averaged weights that are exported, once so many updates
+            are made that it is no more than their own horizon, `AVERAGED`, asks for: until then the
+            weights of the start leave them sooner.
         baseline: Subtract the bucket's mean from rewards.
         checkpoint_every: Updates between checkpoints.
         evaluate_every: Updates between evaluations; the last update is always followed by one.
         critic_warmup: First updates that train the critic alone: a critic that knows nothing
-            would undo the warm start.
+            would undo the warm start. The first `RAMP` updates after them have smaller rates.
         lean: Standard deviation of a run's lasting preference in each control (`Leaning`); 0 is
             none.
         lean_turn: Probability, at each decision, that the run draws that preference anew; with 0
@@ -464,7 +471,8 @@ class _Progress(BaseCallback):
         trainer = self.trainer
         left = 1.0 - 0.9 * min(trainer.update / max(trainer.config.updates, 1), 1.0)
         trainer.model.ent_coef = trainer.config.ent_coef * left
-        trainer.model.lr_schedule = lambda _: trainer.config.learning_rate * left
+        rate = trainer.config.learning_rate * left * ramp(trainer.update, trainer.config)
+        trainer.model.lr_schedule = lambda _: rate
         for name, parameter in trainer.model.policy.named_parameters():
             if name.startswith(ACTOR):
                 parameter.requires_grad_(trainer.update >= trainer.config.critic_warmup)
@@ -477,9 +485,10 @@ class _Progress(BaseCallback):
         self._running = False
         trainer, config = self.trainer, self.trainer.config
         trainer.update += 1
+        newest = max(share(AVERAGED, trainer.update), 1.0 - config.average)
         with torch.no_grad():
             for key, value in trainer.model.policy.state_dict().items():
-                trainer.averaged[key].lerp_(value, 1.0 - config.average)
+                trainer.averaged[key].lerp_(value, newest)
         now = trainer.cpu_seconds()
         trainer.seconds += now - self._clock
         self._clock = now
@@ -516,6 +525,16 @@ class _Progress(BaseCallback):
         for family, values in by_family.items():
             self.trainer.model.logger.record(f"speed/{family}", float(np.mean(values)))
         return out
+
+
+def ramp(update: int, config: PPOConfig) -> float:
+    """Share of the learning rate that an update has, which rises where the actor begins to move.
+
+    Adam knows nothing of the actor then, and its first step is the whole rate for every weight,
+    whatever the gradient: a kick that the next updates have to repair.
+    """
+    made = update - config.critic_warmup
+    return min((made + 1) / (RAMP + 1), 1.0) if made >= 0 else 1.0
 
 
 class _Stop(Exception):

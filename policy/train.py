@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
 from ..core.errors import ConfigurationError, ResumeError
@@ -257,6 +258,11 @@ class Trainer(PPOTrainer[Policy]):
         # features that it never read begin with no weight: all it knows stays
         actor = restore(parent.weights, parent.columns)
         self.model.policy.load_state_dict(actor, strict=False)
+        # or each stage of a line would train on the data orders and starts of the one before it
+        state = np.random.SeedSequence([self.config.seed, int(parent.digest[:16], 16)])
+        seed = int(state.generate_state(1)[0])
+        self.vec.seed_episodes(seed)
+        set_random_seed(seed)
         return {"name": parent.name, "digest": parent.digest, "training": dict(parent.training)}
 
     def export(self, *, best: bool = True) -> Policy:

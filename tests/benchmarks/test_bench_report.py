@@ -105,6 +105,40 @@ def test_harm_divergence_and_both_ends_are_counted() -> None:
     assert found.headline.value == pytest.approx(math.exp(logs.mean()))
 
 
+def test_starts_are_told_apart_where_an_arm_has_two() -> None:
+    rows = [row(P, t, {-1: 1.6, 1: 0.4}[o], seed=s, offset=o)
+            for t in "ab" for o in (-1, 1) for s in range(2)]  # fmt: skip
+    rows += [row("muon", t, 0.5, seed=s) for t in "ab" for s in range(2)]
+    found = build(rows, TASKS, resamples=200).sections[0]
+    low, high = found.starts[P, -1], found.starts[P, 1]
+    assert (low.headline.value, high.headline.value) == pytest.approx((1.6, 0.4))
+    assert (low.harm, high.harm, low.runs) == (0.0, 1.0, 4)
+    assert found.line(P).headline.value == pytest.approx(0.8)  # type: ignore[union-attr]
+    assert list(found.starts) == [(P, -1), (P, 1)]
+    assert "best x 10 " in build(rows, TASKS, resamples=200).text()
+
+
+def test_a_frontier_that_hardly_falls_beyond_our_steps_is_named() -> None:
+    sharp, blunt = bench_task("a"), bench_task("b")
+    runs = np.array(blunt.k24.runs)
+    runs[HORIZONS.index(1.0)] = [1.0, 1.1, 0.9]
+    runs[HORIZONS.index(1.0) + 1 :] = 0.95
+    blunt = replace(blunt, k24=replace(blunt.k24, runs=runs))
+    rows = [row(P, "a", 1.0), row(P, "b", 1.0)]
+    assert build(rows, [sharp, blunt], resamples=100).sections[0].flat == ("b",)
+
+
+def test_a_bar_that_the_baseline_itself_reaches_is_void() -> None:
+    rows = [row(P, t, 1.9, seed=s) for t in "ab" for s in range(2)]
+    rows += [row("adamw-tuned", t, 1.3, seed=s) for t in "ab" for s in range(2)]
+    (found,) = (v for v in judge(section(rows)) if v.bar.figure == "5x7" and v.bar.arm == P)
+    assert not found.reached
+    assert found.text.startswith("VOID ")
+    assert "the baseline's own runs have 1.95, too" in found.text
+    (steps,) = (v for v in judge(section(rows)) if v.bar.figure == "steps" and v.bar.arm == P)
+    assert steps.reached
+
+
 def test_each_reading_has_its_own_frontier_and_bounds() -> None:
     found = line([row(P, "a", 3.0, cost=1.5), row(P, "b", 1.0, cost=2.5)])
     assert value(found, "steps") == pytest.approx(math.sqrt(2.0))
@@ -112,7 +146,7 @@ def test_each_reading_has_its_own_frontier_and_bounds() -> None:
     assert value(found, "5x7") == pytest.approx(math.sqrt(2.0 * 1.5))
     assert value(found, "5x7 wide") == pytest.approx(math.sqrt(4.0 * 1.5))
     assert value(found, "test") == pytest.approx(math.sqrt(2.0))
-    assert value(found, "cpu") == pytest.approx(math.sqrt(3.0 / 1.5 / 2.5))
+    assert value(found, "cpu") == pytest.approx(math.sqrt(2.0 / 1.5 / 2.5))
     assert found.cost == pytest.approx({"a": 1.5, "b": 2.5})
 
 

@@ -195,6 +195,9 @@ def test_a_policy_is_judged_by_its_manifest() -> None:
     assert policy_overlaps("sly", sly) == ["digits-mlp/0: its data, digits, are held out"]
     quiet: dict[str, Any] = {**good, "config": {**config, "valid_families": ["recommender"]}}
     assert any("implicit-feedback" in line for line in policy_overlaps("quiet", quiet))
+    heir = {**good, "from": {"name": "sly", "training": sly}}
+    assert policy_overlaps("heir", heir) == policy_overlaps("sly", sly)
+    assert policy_overlaps("both", {"combined": [{"training": good}, {"training": sly}]})
     gone = {"config": config, "tasks": [["no-such-family/0", 200]]}
     assert "does not know" in policy_overlaps("gone", gone)[0]
     assert "does not say" in policy_overlaps("empty", {})[0]

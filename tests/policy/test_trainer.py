@@ -20,6 +20,7 @@ from lhopt.env.pool import Entry, TaskPool
 from lhopt.policy.artifact import load, save
 from lhopt.policy.evaluate import closed_loop, hold, open_loop, random_choices, run
 from lhopt.policy.imitation import ACTOR
+from lhopt.policy.ppo import ramp
 from lhopt.policy.train import READS_TASK, Trainer
 from lhopt.policy.train_config import TrainConfig
 
@@ -271,6 +272,47 @@ def test_a_training_begins_from_a_policy_and_says_so(pool: TaskPool, tmp_path: P
     other = replace(config, lstm=4)
     with pytest.raises(ConfigurationError, match="another hidden_size"):
         Trainer(other, tmp_path / "third", pool, pool).warm_start()
+
+
+def test_each_stage_of_a_line_trains_on_other_episodes(pool: TaskPool, tmp_path: Path) -> None:
+    def seeds(trainer: Trainer) -> list[tuple[int, ...]]:
+        trainer.vec.reset()
+        return [episode.drawn.seeds for episode in trainer.vec.env._episodes]
+
+    first = Trainer(CONFIG, tmp_path / "first", pool, pool)
+    save(first.export(), tmp_path / "first")
+    config = replace(CONFIG, start=str(tmp_path / "first" / "tiny.json"))
+    second, cut = (Trainer(config, tmp_path / name, pool, pool) for name in ("second", "cut"))
+    second.warm_start()
+    cut.warm_start()
+    resumed = Trainer(config, tmp_path / "cut", pool, pool)
+    resumed.resume()  # before any episode was drawn
+    drawn = seeds(second)
+    assert seeds(resumed) == drawn
+    assert not set(drawn) & set(seeds(first))
+    assert second.vec.env._seed != CONFIG.seed
+
+
+def test_the_actors_first_updates_have_smaller_rates(pool: TaskPool, tmp_path: Path) -> None:
+    config = replace(CONFIG, critic_warmup=2)
+    assert [ramp(u, config) for u in range(7)] == [1.0, 1.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    trainer = Trainer(replace(CONFIG, critic_warmup=0, updates=1), tmp_path, pool)
+    trainer.learn()
+    (group,) = trainer.model.policy.optimizer.param_groups
+    assert group["lr"] == pytest.approx(CONFIG.learning_rate / 4)
+
+
+def test_averaged_weights_leave_the_start_behind(pool: TaskPool, tmp_path: Path) -> None:
+    trainer = Trainer(replace(CONFIG, critic_warmup=0, updates=2), tmp_path, pool)
+    start = {k: v.clone() for k, v in trainer.model.policy.state_dict().items()}
+    seen: list[dict[str, torch.Tensor]] = []
+    trainer.learn(
+        lambda *_: seen.append({k: v.clone() for k, v in trainer.model.policy.state_dict().items()})
+    )
+    for key, value in trainer.averaged.items():
+        expected = seen[0][key].lerp(seen[1][key], 1.0 / 1.2)
+        torch.testing.assert_close(value, expected)
+    assert any(not torch.equal(seen[0][key], start[key]) for key in start)
 
 
 @pytest.mark.parametrize("gain", [None, 50.0, 200.0])
