@@ -21,8 +21,8 @@ class Averages:
     """Keeps averages of an optimizer's parameters while it trains; see `core.averages`.
 
     The short average is the optimizer's own where it keeps one, so that `SteerableAdamW` has one
-    more copy of the weights with it, another optimizer two. Of parameters in half precision both
-    are kept, in float32: in bfloat16 an average stands still. What takes no gradient is not kept.
+    more copy of the weights with it, another optimizer two. Those of parameters in half precision
+    are float32: in bfloat16 an average stands still. What takes no gradient is not kept.
 
     Args:
         optimizer: Whose parameters; it may take in more of them later.
@@ -46,14 +46,12 @@ class Averages:
         own = bool(getattr(getattr(optimizer, "rule", None), "average", 0.0))
         self._optimizer = optimizer
         self._own: Callable[[Tensor], Tensor | None] | None = optimizer.average if own else None
+        self._horizons = (LONG,) if own else (SHORT, LONG)
         self._stride = stride(total_steps)
         self._steps = 0
         self._kept: dict[Tensor, list[Tensor]] = {}  # by parameter, in the order of the horizons
         self._taken: dict[Tensor, int] = {}
         self.swapped = False
-
-    def _horizons(self, p: Tensor) -> tuple[float, ...]:
-        return (SHORT, LONG) if self._own is None or p.dtype in _HALF else (LONG,)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -67,9 +65,9 @@ class Averages:
             taken = self._taken[p] = self._taken.get(p, 0) + 1
             if taken == 1:
                 dtype = torch.float32 if p.dtype in _HALF else p.dtype
-                self._kept[p] = [p.detach().to(dtype, copy=True) for _ in self._horizons(p)]
+                self._kept[p] = [p.detach().to(dtype, copy=True) for _ in self._horizons]
                 continue
-            for horizon, kept in zip(self._horizons(p), self._kept[p], strict=True):
+            for horizon, kept in zip(self._horizons, self._kept[p], strict=True):
                 kept.lerp_(p.detach().to(kept.dtype), share(horizon, taken))
 
     @contextmanager
@@ -161,9 +159,10 @@ class Averages:
         Raises:
             ResumeError: It is of other parameters, or of another kind of optimizer.
         """
-        params = self._params()
+        params, n = self._params(), len(self._horizons)
         sound = len(state["kept"]) == len(state["taken"]) == len(params) and all(
-            len(kept) == (len(self._horizons(p)) if taken else 0)
+            # 2 of half precision were kept beside the optimizer's own while that stood still
+            len(kept) in ((n, 2 if p.dtype in _HALF else n) if taken else (0,))
             and all(k.shape == p.shape for k in kept)
             for p, kept, taken in zip(params, state["kept"], state["taken"], strict=True)
         )
@@ -185,6 +184,7 @@ class Averages:
         for p, kept, taken in zip(self._params(), state["kept"], state["taken"], strict=True):
             if taken:
                 self._taken[p] = int(taken)
+                kept = kept[-len(self._horizons) :]
                 self._kept[p] = [k.detach().to(p.device, copy=True) for k in kept]
 
     def _params(self) -> list[Tensor]:

@@ -32,6 +32,7 @@ class Hyperparameters:
         # an optimizer may have controls that no policy knows (`MORE_CONTROLS`): not ours to watch
         self._slots = {name: slot for name, slot in adapter.slots.items() if name in CONTROLS}
         self.scheduler = scheduler
+        self._keep_bases([])
         #: Controls that somebody else was seen to write; never touched again.
         self.lost: set[str] = set()
         self._start: dict[str, list[float | None]] = {}
@@ -108,12 +109,16 @@ class Hyperparameters:
     def foreign(self, names: Sequence[str] | None, *, tensors: bool) -> list[str]:
         """Controls that hold another value than the one we wrote; `tensors` asks devices too.
 
-        A scheduler that was declared may write the learning rate.
+        A scheduler that was declared may write the learning rate; one that has begun since from the
+        rate that we wrote will.
         """
         out = []
         for name in self._written if names is None else names:
             written = self._written.get(name, ())
             if name in self.lost or (name == RATE and self.scheduler is not None):
+                continue
+            if name == RATE and self._taken():
+                out.append(name)
                 continue
             slot = self._slots[name]
             for group, ours in zip(self.groups, written, strict=False):
@@ -129,6 +134,35 @@ class Hyperparameters:
                     break
         return out
 
+    def factor(self, name: str) -> float:
+        """What a control's value has been multiplied by, in the first group that has it."""
+        pairs = zip(self._value[name], self._start[name], strict=True)
+        return next((v / s for v, s in pairs if v is not None and s is not None), 1.0)
+
+    def give_back(self) -> bool:
+        """Take our factor out of the rate, and out of the scheduler that began from it.
+
+        Returns:
+            Whether a scheduler did that can be found; nothing is changed if not.
+        """
+        start, value = self._start[RATE], self._value[RATE]
+        back = [s / v if s and v else 1.0 for s, v in zip(start, value, strict=True)]
+        if not self._taken() or not schedulers.release(self._optimizer, back):
+            return False
+        self._value[RATE] = list(start)
+        return True
+
+    def _taken(self) -> bool:
+        """Whether the rates that we wrote are what an undeclared scheduler began from."""
+        ours = [
+            (group.get("initial_lr"), value)
+            for group, value in zip(self.groups, self._value.get(RATE, ()), strict=False)
+            if value is not None
+        ]
+        return bool(ours) and all(
+            initial is not None and _same(float(initial), value) for initial, value in ours
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Start and present values of every group there is now, for a checkpoint."""
         # groups added since the last decision, as `_meet_new_groups` will find them
@@ -140,6 +174,7 @@ class Hyperparameters:
             "start": {name: [*values, *new[name]] for name, values in self._start.items()},
             "value": {name: [*values, *new[name]] for name, values in self._value.items()},
             "lost": sorted(self.lost),
+            "bases": [] if self.scheduler is None else schedulers.bases(self.scheduler),
         }
 
     def load_state_dict(self, state: dict[str, Any], steered: Collection[str]) -> None:
@@ -161,13 +196,15 @@ class Hyperparameters:
         for name, values in state["value"].items():
             if name not in self._slots:
                 continue
+            if name == RATE:
+                self._keep_bases(values)
             # what a group holds now, not what we thought: the optimizer may have been restored
             self._value[name] = [self._base(name, group) for group in self.groups]
             self._start[name] = list(state["start"][name])
             if name not in steered:
                 continue
             if name not in self.lost:
-                self._write(name, list(values))
+                self._write(name, list(values), state.get("bases"))
             self._value[name] = list(values)
         self._remember()
 
@@ -176,14 +213,32 @@ class Hyperparameters:
             return Slot("initial_lr").read(group)
         return self._slots[name].read(group)
 
-    def _write(self, name: str, moved: list[float | None]) -> None:
+    def _keep_bases(self, values: Sequence[float | None]) -> None:
+        """See that each group has the base of its rate, which then rides in the optimizer's state.
+
+        ReduceLROnPlateau keeps none, and the present rate has its reductions in it. `values` are
+        what a checkpoint has: its optimizer, if of before bases were kept, is at them.
+        """
+        if self.scheduler is None:
+            return
+        for i, group in enumerate(self.groups):
+            value = values[i] if i < len(values) else None
+            if "lr" in group:
+                group.setdefault("initial_lr", float(group["lr"]) if value is None else value)
+
+    def _write(
+        self,
+        name: str,
+        moved: list[float | None],
+        saved: Sequence[Sequence[float]] | None = None,
+    ) -> None:
         if name == RATE and self.scheduler is not None:
-            factors = [
+            ratios = [
                 1.0 if new is None or not old else new / old
                 for new, old in zip(moved, self._value[name], strict=True)
             ]
-            if any(not _same(factor, 1.0) for factor in factors):
-                schedulers.scale(self.scheduler, self.groups, factors)
+            factors = [1.0 if _same(ratio, 1.0) else ratio for ratio in ratios]
+            schedulers.scale(self.scheduler, self.groups, factors, saved)
         else:
             for group, value in zip(self.groups, moved, strict=True):
                 if value is not None:
@@ -192,6 +247,7 @@ class Hyperparameters:
 
     def _meet_new_groups(self) -> None:
         """Groups added during the run are steered from the value they came with."""
+        self._keep_bases(self._value.get(RATE, ()))
         for name, values in self._value.items():
             for group in self.groups[len(values) :]:
                 base = self._base(name, group)

@@ -151,11 +151,12 @@ class Interval:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the interval stands, as plain numbers and tensors."""
-        self.settle()
         self._resolve()
         position = {id(p): i for i, p in enumerate(self._params())}
         return {
             "offset": self.offset,
+            # not settled: which steps are measured goes by the offset, saved or not
+            "skipped": None if self._skipped is None else int(self._skipped),
             "losses": list(self.losses.resolve()),
             "valid_loss": self.valid_loss,
             **{name: getattr(self, name) for name in _SHAPE},
@@ -175,6 +176,7 @@ class Interval:
         """Go on from there."""
         self.restart()
         self.offset = int(state["offset"])
+        self._skipped = state.get("skipped")  # missing in a checkpoint of before: it was settled
         self.losses.restore(state["losses"])
         self.valid_loss = None if state["valid_loss"] is None else float(state["valid_loss"])
         for name in _SHAPE:

@@ -47,8 +47,24 @@ def gradient(param: Tensor, scale: Any, max_entries: int) -> Tensor:
     held = param.grad
     assert held is not None
     # a copy: the optimizer may clip in place
-    grad = sample(held.to_dense() if held.is_sparse else held, max_entries, copy=True)
+    seen = sparse_entries(held, max_entries) if held.is_sparse else held
+    grad = sample(seen, max_entries, copy=True)
     return grad if scale is None else grad / scale.to(grad.device)
+
+
+def sparse_entries(tensor: Tensor, max_entries: int) -> Tensor:
+    """As `entries` of the dense tensor, which may not fit into memory."""
+    step, n_sparse = stride(tensor.numel(), max_entries), tensor.sparse_dim()
+    indices, values = tensor._indices(), tensor._values()
+    row = torch.zeros_like(indices[0])
+    for index, size in zip(indices, tensor.shape[:n_sparse], strict=True):
+        row = row * size + index
+    width = tensor.shape[n_sparse:].numel()
+    flat = (row[:, None] * width + torch.arange(width, device=row.device)).flatten()
+    count = -(-tensor.numel() // step)
+    # what falls between the samples goes to a place of its own: to leave it out would be to wait
+    place = torch.where(flat % step == 0, flat // step, count)
+    return values.new_zeros(count + 1).index_add_(0, place, values.flatten())[:count]
 
 
 @dataclass
@@ -69,7 +85,7 @@ class Measured:
     numel: list[int]
     moments: list[Tensor]  # one (10,) tensor per parameter
     lr: list[Any]
-    clipped: float | None
+    clipped: Any
     found_inf: Any
 
     def resolve(self) -> FloatArray | None:
@@ -85,7 +101,7 @@ class Measured:
             stacked = torch.stack([self.moments[i].to(torch.float64) for i in rows])
             table[0, rows, 1:] = stacked.cpu().numpy()
         lr = np.array([[float(value) for value in self.lr]])
-        clipped = None if self.clipped is None else np.array([self.clipped])
+        clipped = None if self.clipped is None else np.array([float(self.clipped)])
         return measure(table, lr, clipped)
 
 
@@ -138,12 +154,12 @@ def after_step(
     if not moments:
         return None
     found_inf = getattr(optimizer, "found_inf", None)
-    clipped = getattr(optimizer, "last_clipped", None)
+    clipped = getattr(optimizer, adapter.clipped, None)
     return Measured(
         numel,
         moments,
         used,
-        None if clipped is None else float(clipped),
+        clipped.detach().clone() if isinstance(clipped, Tensor) else clipped,
         None if found_inf is None else found_inf.detach().clone(),
     )
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
-
-from ..core.actions import Decision
 from ..core.errors import ConfigurationError
 
 
@@ -45,28 +42,11 @@ def decides() -> bool:
     return distributed is None or distributed.get_rank() == 0
 
 
-def agree(decision: Decision, source: str) -> tuple[Decision, str]:
-    """The first process's decision and its source, in every process."""
+def agree(value: Any) -> Any:
+    """The first process's value, in every process; each waits for all, so all must call it."""
     distributed = _distributed()
     if distributed is None:
-        return decision, source
-    box: list[Any] = [
-        {
-            "delta": decision.delta.tolist(),
-            "action": decision.action_delta.tolist(),
-            "schedule": decision.schedule.tolist(),
-            "reasons": list(decision.reasons[0]),
-            "source": source,
-        }
-    ]
+        return value
+    box = [value]
     distributed.broadcast_object_list(box, src=0)
-    first = box[0]
-    return (
-        Decision(
-            np.asarray(first["delta"]),
-            np.asarray(first["action"]),
-            np.asarray(first["schedule"]),
-            (tuple(first["reasons"]),),
-        ),
-        str(first["source"]),
-    )
+    return box[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -53,7 +54,9 @@ def positive(name: str, value: Any, what: str = "a number") -> float:
     Raises:
         ConfigurationError: It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    # numpy's numbers too; its booleans are none
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not 0 < value < math.inf:
         raise ConfigurationError(f"{name} is {value!r}; {what} greater than 0 is wanted.")
     return float(value)
 
@@ -143,6 +146,8 @@ def offered(
 
 def check_conflict(optimizer: Any, scheduler: Any, steered: Sequence[str]) -> None:
     """Refuse to share the learning rate with a scheduler that was not declared.
+
+    ReduceLROnPlateau leaves no `initial_lr`, nor any other trace: `Steering.watch` sees it write.
 
     Raises:
         SchedulerConflict: One is attached to the optimizer, and we would steer the rate too.

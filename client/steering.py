@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,58 @@ from .hyperparameters import RATE, Hyperparameters
 from .notices import Notices
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A decision that was taken, as a record of it needs it."""
+
+    index: int
+    step: int
+    progress: float
+    statistics: Mapping[str, float]
+    decision: Decision
+    source: str
+
+    def to_plain(self) -> dict[str, Any]:
+        """For other processes and checkpoints."""
+        return {
+            "index": self.index,
+            "step": self.step,
+            "progress": self.progress,
+            "statistics": dict(self.statistics),
+            "delta": self.decision.delta.tolist(),
+            "action": self.decision.action_delta.tolist(),
+            "schedule": self.decision.schedule.tolist(),
+            "reasons": list(self.decision.reasons[0]),
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Chosen:
+        """What `to_plain` gave."""
+        decision = Decision(
+            np.asarray(plain["delta"]),
+            np.asarray(plain["action"]),
+            np.asarray(plain["schedule"]),
+            (tuple(plain["reasons"]),),
+        )
+        return cls(
+            int(plain["index"]),
+            int(plain["step"]),
+            float(plain["progress"]),
+            dict(plain["statistics"]),
+            decision,
+            str(plain["source"]),
+        )
+
+
 class Steering:
     """One run's hyperparameters and who decides about them.
 
     Attributes:
         hyperparameters: What is steered.
-        index: Decisions taken; the opening one is number 0.
+        index: Decisions carried out; the opening one is number 0.
         history: One record per decision.
+        pending: A decision that waits for `meet`, in the first of several processes.
     """
 
     def __init__(
@@ -38,6 +84,7 @@ class Steering:
         self.hyperparameters = hyperparameters
         self.index = 0
         self.history: list[Record] = []
+        self.pending: Chosen | None = None
         self._backend = backend
         self._notices = notices
         self._share = share
@@ -45,25 +92,29 @@ class Steering:
         self._schedule = 0.0
         #: Whether a schedule was ever applied: a run that was never answered keeps its own rate.
         self._schedule_begun = False
+        #: Values of the opening decision, while it is taken back.
+        self._taken_back: dict[str, Any] | None = None
 
     def open(self) -> None:
-        """Begin the run and carry out its opening decision."""
-        deadline = Deadline.after(self._timeout)
-        self._carry_out(0, 0.0, lambda: self._backend.open(deadline).decision, {})
+        """Begin the run and carry out its opening decision, in every process."""
+        if ranks.decides():
+            deadline = Deadline.after(self._timeout)
+            self._choose(0, 0, 0.0, {}, lambda: self._backend.open(deadline).decision)
+        self.meet()
 
     def decide(self, step: int, progress: float, measure: Callable[[], Statistics]) -> None:
-        """Take the next decision and carry it out; hold if anything fails.
+        """Take the next decision; hold if anything fails. Carried out now, or if others wait.
 
         Args:
             step: Optimizer steps done.
             progress: Fraction of the run done.
-            measure: Finishes the interval's statistics; called where decisions are made.
+            measure: Finishes the interval's statistics.
         """
-        self.index += 1
-        self.watch(None, tensors=True)
         measured: dict[str, float] = {}
+        index = self.index + 1
 
         def ask() -> Decision:
+            self.watch(None, tensors=True)
             statistics = measure()
             measured.update(statistics.to_mapping())
             situation = Situation(
@@ -73,9 +124,54 @@ class Steering:
                 schedule=np.array([self._schedule]),
             )
             deadline = Deadline.after(self._timeout)
-            return self._backend.decide(self.index, statistics, situation, deadline)
+            return self._backend.decide(index, statistics, situation, deadline)
 
-        self._carry_out(step, progress, ask, measured)
+        self._choose(index, step, progress, measured, ask)
+        if ranks.alone():
+            self.meet()
+
+    def meet(self) -> int | None:
+        """Carry out what the first process has decided, in every process; all must call it.
+
+        Returns:
+            The step after which it has; None if it has not yet.
+        """
+        chosen = self.pending
+        if not ranks.alone():
+            plain = ranks.agree(None if chosen is None else chosen.to_plain())
+            chosen = None if plain is None else Chosen.from_plain(plain)
+        self.pending = None
+        if chosen is None:
+            return None
+        if not ranks.decides():
+            self.watch(None, tensors=True)  # the first has, when it decided
+        self.index = chosen.index
+        self._carry_out(chosen)
+        return chosen.step
+
+    def take_back(self) -> bool:
+        """Write the values of before the opening decision, until `give_again`; whether it did.
+
+        Not where several processes train: each would at a time of its own. A declared scheduler's
+        rate has no opening factor.
+        """
+        held = self.hyperparameters
+        if self.index or held.scheduler is not None or not ranks.alone():
+            return False
+        self.watch(None, tensors=True)
+        self._taken_back = held.state_dict()
+        start = {**self._taken_back, "value": self._taken_back["start"]}
+        held.load_state_dict(start, self._backend.steered())
+        return True
+
+    def give_again(self) -> None:
+        """Write the opening decision's values again, if they were taken back."""
+        if self._taken_back is None:
+            return
+        self.watch(None, tensors=True)
+        again = {**self._taken_back, "lost": sorted(self.hyperparameters.lost)}
+        self._taken_back = None
+        self.hyperparameters.load_state_dict(again, self._backend.steered())
 
     def needs_slope(self) -> bool:
         """Whether decisions depend on the slope of a held-out loss."""
@@ -87,13 +183,23 @@ class Steering:
             self.hyperparameters.lost.add(name)
             if name not in self._backend.steered():
                 continue
+            said = self._let_go_of_rate() if name == RATE else ""
             self._notices.warn(
                 f"foreign:{name}",
-                "lhopt: %s was changed by somebody else; the Tuner leaves it alone from now on. "
-                "If a scheduler does it, pass scheduler=... to Tuner, or frozen={%r}.",
+                "lhopt: %s was changed by somebody else; the Tuner leaves it alone from now on%s. "
+                "If a scheduler does it, construct that first and pass scheduler=... to Tuner, or "
+                "frozen={%r}.",
                 name,
+                said,
                 name,
             )
+
+    def _let_go_of_rate(self) -> str:
+        factor = self.hyperparameters.factor(RATE)
+        # before the first interval's end our factor is the warm-up's, and no base for a scheduler;
+        # later it is what the policy has found, and without it the rate would jump
+        back = self.index == 0 and self.hyperparameters.give_back()
+        return f" (its factor on it was {factor:.3g}{', and is taken out' if back else ''})"
 
     def close(self, outcome: dict[str, Any] | None) -> None:
         """End the run, or without an outcome only this process's part in it."""
@@ -106,8 +212,9 @@ class Steering:
             "index": self.index,
             "schedule": self._schedule,
             "schedule_begun": self._schedule_begun,
-            "hyperparameters": self.hyperparameters.state_dict(),
+            "hyperparameters": self._taken_back or self.hyperparameters.state_dict(),
             "backend": self._backend.state_dict(),
+            "pending": None if self.pending is None else self.pending.to_plain(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -117,6 +224,9 @@ class Steering:
         self.hyperparameters.load_state_dict(state["hyperparameters"], self._backend.steered())
         self.index, self._schedule = int(state["index"]), float(state["schedule"])
         self._schedule_begun = bool(state.get("schedule_begun", True))
+        pending = state.get("pending")  # missing in a checkpoint of before it was kept
+        self.pending = None if pending is None else Chosen.from_plain(pending)
+        self._taken_back = None
         self.history.clear()
 
     def _held(self, progress: float) -> Decision:
@@ -133,42 +243,45 @@ class Steering:
         delta[0, COLUMN[RATE]] = following[0] - self._schedule
         return Decision(delta, np.zeros_like(delta), following, ((),))
 
-    def _carry_out(
+    def _choose(
         self,
+        index: int,
         step: int,
         progress: float,
-        ask: Callable[[], Decision],
         measured: Mapping[str, float],
+        ask: Callable[[], Decision],
     ) -> None:
         decision, source = Decision.hold(schedule=np.array([self._schedule])), "policy"
-        if ranks.decides():
-            try:
-                decision = self._held(progress)
-                decision = ask()
-            except Exception as error:
-                cause = error.cause if isinstance(error, Hold) else type(error).__name__
-                source = f"hold:{cause}"
-                scheduled = self._schedule_begun and self._backend.schedule() is not None
-                self._notices.warn(
-                    source,
-                    "lhopt: no decision (%s); holding the present values%s: %s",
-                    cause,
-                    ", only the default schedule goes on" if scheduled else "",
-                    error,
-                )
-        decision, source = ranks.agree(decision, source)
-        self._schedule_begun |= source == "policy"
+        try:
+            decision = self._held(progress)
+            decision = ask()
+        except Exception as error:
+            cause = error.cause if isinstance(error, Hold) else type(error).__name__
+            source = f"hold:{cause}"
+            scheduled = self._schedule_begun and self._backend.schedule() is not None
+            self._notices.warn(
+                source,
+                "lhopt: no decision (%s); holding the present values%s: %s",
+                cause,
+                ", only the default schedule goes on" if scheduled else "",
+                error,
+            )
+        self.pending = Chosen(index, step, progress, measured, decision, source)
+
+    def _carry_out(self, chosen: Chosen) -> None:
+        decision = chosen.decision
+        self._schedule_begun |= chosen.source == "policy"
         self.hyperparameters.apply(decision)
         self._schedule = float(decision.schedule[0])
         self.history.append(
             Record(
-                index=self.index,
-                step=step,
-                progress=progress,
-                statistics=dict(measured),
+                index=chosen.index,
+                step=chosen.step,
+                progress=chosen.progress,
+                statistics=dict(chosen.statistics),
                 moves=decision.moves(),
                 reasons=decision.reasons[0],
                 values=self.hyperparameters.values(),
-                source=source,
+                source=chosen.source,
             )
         )

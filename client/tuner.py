@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -21,7 +23,7 @@ from .backends import Terms
 from .history import Record
 from .hyperparameters import RATE, Hyperparameters
 from .notices import Notices, logger
-from .schedulers import also_written, check_scheduler
+from .schedulers import also_written, check_scheduler, unknown
 from .steering import Steering
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from .blocking import Client
 
 STATE_VERSION = 1
+#: Losses without a step in between that are a sign of steps which hooks do not see: the
+#: micro-batches of one step are fewer.
+MANY_LOSSES = 256
 #: The Tuner that listens to an optimizer: two of them would each multiply what the other did.
 _LISTENING: WeakKeyDictionary[Any, ReferenceType[Tuner]] = WeakKeyDictionary()
 
@@ -50,11 +55,13 @@ class Tuner:
             tuner.report(loss)
         tuner.close()
 
-    The Tuner listens through the optimizer's step hooks, so gradient accumulation, AMP and DDP need
-    nothing more. Every `interval` optimizer steps, `report` decides and applies. Once constructed,
-    it never raises into the loop: whatever fails, the hyperparameters stay as they are, one warning
-    per cause goes to the logger "lhopt", and training goes on. One Tuner steers an optimizer: where
-    a second one is constructed, the first lets go, with a warning in the middle of its run.
+    The Tuner listens through the optimizer's step hooks, so gradient accumulation and AMP need
+    nothing more. Every `interval` optimizer steps, `report` decides and applies. Where several
+    processes train one model, each constructs a Tuner, and the first has to report: its `report`
+    decides, and all apply that when they begin the next step. Once constructed, it never raises
+    into the loop: whatever fails, the hyperparameters stay as they are, one warning per cause goes
+    to the logger "lhopt", and training goes on. One Tuner steers an optimizer: where a second one
+    is constructed, the first lets go, with a warning in the middle of its run.
 
     Args:
         optimizer: Any torch optimizer; what of it can be steered stands in `core/adapters.py`.
@@ -66,8 +73,8 @@ class Tuner:
             server's. The optimizer's own bundled one by default.
         controls: Steer only these, e.g. `["learning_rate"]`.
         frozen: Steer everything but these.
-        scheduler: A learning-rate scheduler that keeps running: the Tuner multiplies its values,
-            and the policy's own default schedule is off.
+        scheduler: A learning-rate scheduler that keeps running, constructed before: the Tuner
+            multiplies its values, and the policy's own default schedule is off.
         url: An lhopt server; `LHOPT_URL` if not given. Without either, the policy runs here.
         api_key: For the server; `LHOPT_API_KEY` if not given.
         timeout: Seconds that a call of `report` may wait for the server, all retries included.
@@ -81,7 +88,8 @@ class Tuner:
             The optimizer's parameters by that tell how easily the net learns them by heart.
         validate: Returns the model's loss on held-out data, the same few hundred examples every
             time, as a float32 or a float. It evaluates the model whose parameters the optimizer
-            has, in evaluation mode and without gradients, and leaves it in the mode it came in.
+            has, in evaluation mode and without gradients, and leaves it in the mode it came in,
+            also when it raises, since the job goes on then.
             Instead of calls of `report_validation`: called before each decision, with the averaged
             weights where there are some; and, if the policy goes by the loss's slope, which
             suggests whether a net decays too little, three times more, with the raw weights and
@@ -99,7 +107,8 @@ class Tuner:
     Raises:
         ConfigurationError: A setting makes no sense.
         ControlError: A control that the optimizer lacks.
-        SchedulerConflict: A scheduler is attached that was not declared.
+        SchedulerConflict: A scheduler is attached that was not declared. (ReduceLROnPlateau leaves
+            no trace; the Tuner lets go of the rate, with a warning, when it first writes.)
     """
 
     def __init__(
@@ -147,6 +156,8 @@ class Tuner:
             policy, terms, url=url, api_key=api_key, timeout=timeout, client=client
         )
         settings.check_conflict(optimizer, scheduler, backend.steered())
+        if scheduler is not None and RATE in backend.steered():
+            self._check_known(scheduler)
 
         from .interval import Interval  # imports torch
 
@@ -169,17 +180,26 @@ class Tuner:
         self._ended = False
         self._closed = False
         self._last_loss: float | None = None
+        self._optimizer = optimizer
+        self._stepping = False  # a step has begun and not ended; it may have raised
+        self._nested = False  # a step inside it has begun
+        self._reported_inside = False
+        self._unheard = 0  # losses since the last step
         self._steering = Steering(
             hyperparameters, backend, self._notices, share=share, timeout=timeout
         )
-        self._steering.open()
-        if RATE in adapter.slots and controls is None and RATE not in frozen:
-            self._check_rate(hyperparameters, adapter.slots[RATE])
-        self._take_over(optimizer)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        try:
+            self._steering.open()
+        except BaseException:
+            self._let_go()
+            raise
+        if RATE in adapter.slots and controls is None and RATE not in frozen:
+            self._check_rate(hyperparameters, adapter.slots[RATE])
+        self._take_over(optimizer)
         self.overhead_seconds += time.perf_counter() - began
 
     def _take_over(self, optimizer: Optimizer) -> None:
@@ -198,6 +218,18 @@ class Tuner:
                 )
             earlier._stop(None)
         _LISTENING[optimizer] = ref(self)
+
+    def _check_known(self, scheduler: Any) -> None:
+        strangers = unknown(scheduler)
+        if strangers:
+            self._notices.warn(
+                "scheduler",
+                "lhopt: %s keeps its rates where the Tuner does not look (not in base_lrs, as "
+                "torch's schedulers do), so what it writes may undo the Tuner's factor. Take one "
+                "of torch's, such as LambdaLR, or leave the rate to it: frozen={%r}.",
+                ", ".join(strangers),
+                RATE,
+            )
 
     def _check_rate(self, hyperparameters: Hyperparameters, slot: Slot) -> None:
         if RATE in hyperparameters.names:
@@ -236,12 +268,19 @@ class Tuner:
     def report(self, loss: Tensor | float) -> None:
         """Take the loss of a step or of a micro-batch; decide when an interval is complete.
 
-        A tensor stays on its device until a decision needs it. Never raises.
+        A tensor stays on its device until a decision needs it. Inside a closure, the decision is
+        taken when the step is done. Never raises.
         """
         began = time.perf_counter()
         if not self._ended:
             self._notices.safely("loss", partial(self._log.losses.add, loss))
-            self._notices.safely("decision", self._decide_if_due)
+            self._unheard += 1
+            if self._unheard == MANY_LOSSES:
+                self._notices.safely("notice", self._hear_nothing)
+            if self._stepping and _running(self._optimizer):
+                self._reported_inside = True
+            else:
+                self._notices.safely("decision", self._decide_if_due)
         self.overhead_seconds += time.perf_counter() - began
 
     def report_validation(self, value: Tensor | float) -> None:
@@ -305,6 +344,8 @@ class Tuner:
 
     def close(self) -> None:
         """Stop listening, and tell the server how it went. Never raises; twice is once."""
+        if self._unheard and not self.steps and not self._ended:
+            self._notices.safely("notice", self._hear_nothing)
         outcome: dict[str, Any] = {"steps": self.steps, "decisions": self._steering.index}
         if self._last_loss is not None and np.isfinite(self._last_loss):
             outcome["train_loss"] = self._last_loss
@@ -322,9 +363,12 @@ class Tuner:
     def _stop(self, outcome: dict[str, Any] | None) -> None:
         if not self._closed:
             self._closed = self._ended = True
-            for handle in self._handles:
-                handle.remove()
+            self._let_go()
             self._notices.safely("close", partial(self._steering.close, outcome))
+
+    def _let_go(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, for the job's checkpoint.
@@ -402,7 +446,14 @@ class Tuner:
         return (self._begun // self._interval + 1) * self._interval
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._stepping and _running(optimizer) > 1:
+            self._nested = True
+            return
         began = time.perf_counter()
+        self._stepping, self._nested, self._reported_inside = True, False, False
+        if self._unheard:
+            self._unheard = 0
+            self._notices.safely("values", self._steering.give_again)
         if self.steps >= self._total:
             self._notices.warn(
                 "total_steps",
@@ -414,20 +465,25 @@ class Tuner:
         if not self._ended:
             # torch passes the optimizer itself as the first argument
             closure = kwargs.get("closure") is not None or any(a is not None for a in args[1:])
-            measuring = ranks.decides() and self._boundary < self._total
             self._notices.safely("step", partial(self._steering.watch, [RATE], tensors=False))
+            self._notices.safely("decision", self._meet_if_due)
+            measuring = ranks.decides() and self._boundary < self._total
             sample = partial(self._log.before_step, closure=closure, measuring=measuring)
             self._notices.safely("measurement", sample)
         self.overhead_seconds += time.perf_counter() - began
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._nested and _running(optimizer) > 1:
+            return
+        self._stepping = False
         began = time.perf_counter()
         if self._averages is not None:
             self._notices.safely("averages", self._averages.after_step)
         if not self._ended:
             self._notices.safely("measurement", self._log.after_step)
             # a loop that stopped calling `report`: decide without losses, which says so and holds
-            if self._log.offset >= self._boundary - self._begun + self._interval:
+            silent = self._log.offset >= self._boundary - self._begun + self._interval
+            if self._reported_inside or silent:
                 self._notices.safely("decision", self._decide_if_due)
         self.overhead_seconds += time.perf_counter() - began
 
@@ -453,9 +509,40 @@ class Tuner:
         assert self._validation is not None
         self._log.valid_slope, self._log.valid_curvature = self._validation.slope_and_curvature()
 
-    def _decide_if_due(self) -> None:
+    def _hear_nothing(self) -> None:
+        back = self.steps == 0 and self._steering.take_back()
+        if ranks.decides():
+            self._notices.warn(
+                "unheard",
+                "lhopt: %d losses were reported since the last call of optimizer.step() (steps so "
+                "far: %d). The Tuner listens to it, so where others do the stepping, such as "
+                "second_step() or a captured CUDA graph, it decides nothing%s. Call step(), or "
+                "pass the optimizer inside whose step() is called.",
+                self._unheard,
+                self.steps,
+                ", and until a step comes the values of before it are back" if back else "",
+            )
+
+    def _meet_if_due(self) -> None:
+        """Carry out what the first of several processes has decided.
+
+        Here all of them are in step, whichever of them report. Each counts steps, so all know when
+        a decision is due, and ask before every step from then on until there is one.
+        """
+        pending = self._steering.pending is not None
+        if not pending and (ranks.alone() or not self._due() or self.steps >= self._total):
+            return
+        decided = self._steering.meet()
+        if decided is not None and decided != self._begun:
+            self._begun = decided
+            self._log.restart()
+
+    def _due(self) -> bool:
         due = self._boundary - self._begun
-        if self._log.offset < due or self._log.settle() < due:
+        return self._log.offset >= due and self._log.settle() >= due
+
+    def _decide_if_due(self) -> None:
+        if not self._due():
             return
         steps = self.steps
         if steps >= self._total:
@@ -463,6 +550,8 @@ class Tuner:
             losses = self._log.losses.resolve()
             self._last_loss = float(np.mean(losses)) if losses else None
             return
+        if not ranks.decides():
+            return  # the first process does; see `_meet_if_due`
         if self._validation is not None:
             self._notices.safely("validation", self._validated)
             if self._steering.needs_slope():
@@ -476,3 +565,18 @@ class Tuner:
 
 def _said(message: str) -> None:
     logger.warning("lhopt: best_weights: %s", message)
+
+
+def _running(optimizer: Any) -> int:
+    """How many calls of `optimizer.step` are under way, one inside the other.
+
+    torch puts hooks around the `step` of each class, so they run twice in a step that calls
+    `super().step()`. Counting on the stack is right after a step that raised, too.
+    """
+    count = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        hooked = frame.f_globals.get("__name__") == "torch.optim.optimizer"
+        count += hooked and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return count

@@ -39,12 +39,14 @@ class Slot:
         index: Position in a tuple ("betas"), or `None` for a plain value.
         complement: The control is 1 minus what the group holds.
         caution: What goes wrong if it moves while the optimizer runs; empty if nothing does.
+        least: What a group that holds more than 0 is left with at least.
     """
 
     key: str
     index: int | None = None
     complement: bool = False
     caution: str = ""
+    least: float = 0.0
 
     def raw(self, group: Group) -> Any:
         """What the group holds, or `None`."""
@@ -69,6 +71,8 @@ class Slot:
     def write(self, group: Group, value: float) -> None:
         """Set the control's value."""
         held = 1.0 - value if self.complement else value
+        if held < self.least and self.raw(group):
+            held = self.least
         if self.index is None:
             set_value(group, self.key, held)
         elif hasattr(group[self.key][self.index], "fill_"):
@@ -136,6 +140,7 @@ class Adapter:
         attributes: Controls that the optimizer has once and not per group, by attribute.
         wraps: Attribute of the optimizer inside, whose parameter groups this one shares; its
             slots and its reader come before our own.
+        clipped: Attribute that says whether the last step clipped: a number, a tensor or None.
     """
 
     name: str
@@ -143,6 +148,7 @@ class Adapter:
     reader: Reader = _nothing
     attributes: Mapping[str, str] = field(default_factory=dict)
     wraps: str | None = None
+    clipped: str = "last_clipped"
 
 
 def _betas(caution: str = "") -> dict[str, Slot]:
@@ -159,6 +165,9 @@ MOMENTUM = {"one_minus_beta1": Slot("momentum", complement=True)}
 ALPHA = {"one_minus_beta2": Slot("alpha", complement=True)}
 ADAM = LEARNING_RATE | _betas() | EPS | DECAY
 NO_BUFFER = "switched on (from 0) after the first step, torch raises KeyError 'momentum_buffer'"
+#: torch makes RMSprop's buffer at a parameter's first gradient, and only if momentum is above 0
+#: then; SGD and Muon make theirs whenever it is missing.
+BUFFERED = Slot("momentum", complement=True, caution=NO_BUFFER, least=1e-12)
 SAME_FACTOR = "a second factor on the same step, beside the learning rate"
 #: torch divides by 1 - beta**step, which is wrong for a while after beta has moved.
 TORCH_ADAM = LEARNING_RATE | _betas("early on, bias correction takes it for constant") | EPS | DECAY
@@ -172,11 +181,7 @@ ADAPTERS: dict[str, Adapter] = {
         Adapter("torch.optim.NAdam", TORCH_ADAM, _adam),
         Adapter(
             "torch.optim.RMSprop",
-            LEARNING_RATE
-            | {"one_minus_beta1": Slot("momentum", complement=True, caution=NO_BUFFER)}
-            | ALPHA
-            | EPS
-            | DECAY,
+            LEARNING_RATE | {"one_minus_beta1": BUFFERED} | ALPHA | EPS | DECAY,
             _rmsprop,
         ),
         Adapter("torch.optim.Adagrad", LEARNING_RATE | EPS | DECAY, _adagrad),
@@ -222,7 +227,12 @@ ADAPTERS: dict[str, Adapter] = {
             },
             wraps="optimizer",
         ),
-        Adapter("lhopt.SteerableAdamW", ADAM | {"clip_ratio": Slot("clip_ratio")}, _steerable),
+        Adapter(
+            "lhopt.SteerableAdamW",
+            ADAM | {"clip_ratio": Slot("clip_ratio")},
+            _steerable,
+            clipped="_clipped",  # `last_clipped` is a float, and waits for the device
+        ),
     )
 }
 
@@ -249,7 +259,7 @@ def adapter_for(optimizer: Any) -> Adapter:
         ConfigurationError: Not a torch optimizer, or one without a learning rate.
     """
     groups = getattr(optimizer, "param_groups", None)
-    if not groups or not hasattr(optimizer, "register_step_post_hook"):
+    if not groups or not _takes_hooks(optimizer):
         raise ConfigurationError(
             f"optimizer is a {type(optimizer).__name__}; a torch.optim.Optimizer with parameter "
             "groups and step hooks is wanted. If it is wrapped, pass the wrapped one."
@@ -264,6 +274,16 @@ def adapter_for(optimizer: Any) -> Adapter:
             "to steer."
         )
     return Adapter(qualified_name(type(optimizer)), LEARNING_RATE)
+
+
+def _takes_hooks(optimizer: Any) -> bool:
+    """Whether hooks can be registered; a wrapper that never called `super().__init__` has none."""
+    try:
+        optimizer.register_step_pre_hook(_nothing).remove()
+        optimizer.register_step_post_hook(_nothing).remove()
+    except AttributeError:
+        return False
+    return True
 
 
 def _around(adapter: Adapter, optimizer: Any) -> Adapter:

@@ -14,7 +14,12 @@ from .kfac_hooks import Recorder, preconditionable, unseen
 from .kronecker import KroneckerLayer
 from .layerwise import check, not_negative, number, positive
 from .local_sgd.controller import LocalSGD
+from .saving import loading, saving
 
+#: Keys that an inner optimizer's groups get.
+_OWN = ("damping", "kl_clip")
+#: Attribute of the inner optimizer: which of them each group did not have before.
+_PUT = "_kfac_keys"
 _FISHERS = ("empirical", "sampled")
 _REDUCTIONS = ("mean", "sum")
 #: Updates in a row that a layer's factors may go without statistics, as of batches not finite.
@@ -31,9 +36,9 @@ class KFAC(torch.optim.Optimizer):
         V = V min(1, sqrt(kl_clip / (lr**2 <V, W>)))       (the sum over the group's layers)
 
     The inner optimizer steps with V in place of the gradient; afterwards `p.grad` is what it was.
-    Other parameters (norms, embeddings) pass through. The parameter groups are the inner
-    optimizer's own, with the keys "damping" and "kl_clip" added: a scheduler or a controller on
-    either acts on both, and every value may be changed between steps.
+    Other parameters (norms, embeddings) pass through, and a frozen bias is no column. The parameter
+    groups are the inner optimizer's own, with the keys "damping" and "kl_clip" added: a scheduler
+    or a controller on either acts on both, and every value may be changed between steps.
 
         optimizer = KFAC(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
 
@@ -69,9 +74,11 @@ class KFAC(torch.optim.Optimizer):
     Args:
         model: Its Linear and Conv2d layers whose weight the optimizer holds are preconditioned.
         optimizer: Steps with what comes out; any but LBFGS and LocalSGD.
-        damping: 1e-6 to 1e-1; larger is closer to the plain gradient. 0 is the pseudo-inverse.
-        kl_clip: Bound on lr**2 <V, W>, about twice the KL divergence of one step; 1e-4 to 1e-1.
-            `None` for no bound, as for an inner optimizer whose steps do not grow with V (Adam).
+        damping: 1e-6 to 1e-1; larger is closer to the plain gradient. 0 is the pseudo-inverse. Of
+            groups that have no "damping" of their own; one that an earlier K-FAC put in is none.
+        kl_clip: Likewise; bound on lr**2 <V, W>, about twice the KL divergence of one step; 1e-4
+            to 1e-1. `None` for no bound, as for an inner optimizer whose steps do not grow with V
+            (Adam).
         factor_decay: Of the factors' averages; before 1 / (1 - factor_decay) updates they are
             plain means, so the first has no bias.
         factor_interval: Steps between updates of the factors.
@@ -156,24 +163,35 @@ class KFAC(torch.optim.Optimizer):
         self._layers: dict[str, KroneckerLayer] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         own = {"damping": damping, "kl_clip": kl_clip}
-        for group in optimizer.param_groups:
-            _check({**own, **group})
-        super().__init__(optimizer.param_groups, own)
-        self._share()
-        self._find_layers()
-        if not self._layers:
-            name = type(optimizer).__name__
-            left = f" (exclude is {self._exclude})" if self._exclude else ""
-            raise ConfigurationError(
-                f"The model has no nn.Linear or nn.Conv2d whose weight this {name} steps{left}; "
-                f"K-FAC preconditions only those. Use the {name} alone."
-            )
+        before = [dict(group) for group in optimizer.param_groups], vars(optimizer).get(_PUT, [])
+        try:
+            _take_out(optimizer)
+            for group in optimizer.param_groups:
+                _check({**own, **group})
+            vars(optimizer)[_PUT] = [_absent(group) for group in optimizer.param_groups]
+            super().__init__(optimizer.param_groups, own)
+            self._share()
+            self._find_layers()
+            if not self._layers:
+                name = type(optimizer).__name__
+                left = f" (exclude is {self._exclude})" if self._exclude else ""
+                raise ConfigurationError(
+                    f"The model has no nn.Linear or nn.Conv2d whose weight this {name} steps"
+                    f"{left}; K-FAC preconditions only those. Use the {name} alone."
+                )
+        except BaseException:
+            self.remove_hooks()
+            groups, vars(optimizer)[_PUT] = before
+            for group, held in zip(optimizer.param_groups, groups, strict=True):
+                group.clear()
+                group.update(held)
+            raise
         # torch puts new groups in place of the old ones when a state is loaded
         optimizer.register_load_state_dict_post_hook(lambda _: self._share())
 
     def _share(self) -> None:
         """Take the inner optimizer's groups and state for our own."""
-        own = {key: self.defaults[key] for key in ("damping", "kl_clip")}
+        own = {key: self.defaults[key] for key in _OWN}
         self.defaults = {**self.inner.defaults, **own}
         for group in self.inner.param_groups:
             for key, value in own.items():
@@ -185,9 +203,10 @@ class KFAC(torch.optim.Optimizer):
         if any(param_group is group for group in self.inner.param_groups):
             super().add_param_group(param_group)  # while we are made
             return
-        own = {key: self.defaults[key] for key in ("damping", "kl_clip")}
+        own = {key: self.defaults[key] for key in _OWN}
         _check({**self.defaults, **param_group})
         self.inner.add_param_group({**own, **param_group})
+        vars(self.inner)[_PUT].append(_absent(param_group))
         self._share()
         self._find_layers()
 
@@ -295,7 +314,7 @@ class KFAC(torch.optim.Optimizer):
         for layer in self._layers.values():
             layer.average(self.factor_decay)
             stale = layer.eigen is None or self._steps % self.inverse_interval == 0
-            if stale and layer.factors is not None:
+            if (stale or layer.resized) and layer.factors is not None:
                 layer.decompose()
         new = self._preconditioned()
         held = [(p, p.grad) for p, _ in new]
@@ -315,7 +334,7 @@ class KFAC(torch.optim.Optimizer):
         out: list[tuple[int, Tensor, Tensor]] = []
         products: dict[int, Tensor] = {}
         for name, layer in self._layers.items():
-            weight, bias = layer.module.weight, layer.module.bias if layer.bias else None
+            weight, bias = layer.module.weight, layer.module.bias
             if weight.grad is None or weight not in group_of:
                 continue
             if weight.grad.is_sparse:
@@ -323,10 +342,9 @@ class KFAC(torch.optim.Optimizer):
                     f"The gradient of {name}.weight is sparse; K-FAC takes dense ones."
                 )
             matrix = weight.grad.flatten(1)
-            if layer.bias:
-                of_bias = None if bias is None else bias.grad
-                column = torch.zeros_like(matrix[:, 0]) if of_bias is None else of_bias
-                matrix = torch.cat([matrix, column.unsqueeze(1)], 1)
+            of_bias = bias.grad if bias is not None and layer.bias else None
+            if of_bias is not None:
+                matrix = torch.cat([matrix, of_bias.unsqueeze(1)], 1)
             if not layer.fresh and self.due(layer) and matrix.any():
                 if layer.eigen is None:
                     raise ConfigurationError(unseen(name, self.fisher))
@@ -339,17 +357,19 @@ class KFAC(torch.optim.Optimizer):
             v = layer.precondition(matrix, float(self.param_groups[index]["damping"]))
             product = (v * matrix).sum()
             products[index] = products[index] + product if index in products else product
-            out.append((index, weight, v[:, : v.shape[1] - layer.bias].reshape(weight.shape)))
-            if bias is not None and bias.grad is not None:
+            out.append((index, weight, v[:, : weight[0].numel()].reshape(weight.shape)))
+            if bias is not None and of_bias is not None:
                 out.append((index, bias, v[:, -1]))
         scales = {i: _kl_scale(self.param_groups[i], product) for i, product in products.items()}
         return [(p, (v * scales[i]).to(p.dtype).contiguous()) for i, p, v in out]
 
+    @saving
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state, with the factors under "kfac"."""
         layers = {name: layer.state_dict() for name, layer in self._layers.items()}
         return {**self.inner.state_dict(), "kfac": {"steps": self._steps, "layers": layers}}
 
+    @loading
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a `state_dict()`, to the bit.
 
@@ -389,6 +409,17 @@ class KFAC(torch.optim.Optimizer):
             "A KFAC cannot be copied or pickled: its hooks belong to one model. Make a new one on "
             "the copied model and load the state_dict() into it."
         )
+
+
+def _absent(group: dict[str, Any]) -> list[str]:
+    return [key for key in _OWN if key not in group]
+
+
+def _take_out(optimizer: torch.optim.Optimizer) -> None:
+    """Take out of the groups what an earlier K-FAC put in, or it would pass for their own."""
+    for group, keys in zip(optimizer.param_groups, vars(optimizer).get(_PUT, []), strict=False):
+        for key in keys:
+            group.pop(key, None)
 
 
 def _kl_scale(group: dict[str, Any], product: Tensor) -> Tensor | float:

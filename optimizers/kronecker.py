@@ -130,11 +130,30 @@ class KroneckerLayer:
             torch.lerp(new[1], g.to(new[1]), keep),
         )
 
+    @property
+    def column(self) -> bool:
+        """Whether the gradient has a column of the bias: a frozen bias has none."""
+        return self.bias and self.module.bias is not None and self.module.bias.grad is not None
+
+    @property
+    def resized(self) -> bool:
+        """Whether the gradient has a column more or less than the last `decompose` was for."""
+        if self.eigen is None or self.module.weight.grad is None:
+            return False
+        return self.eigen[1].shape[-1] != self.shape[2] - self.bias + self.column
+
     def decompose(self) -> None:
-        """Eigenvalues and eigenvectors of the factors; those lost in rounding become 0."""
+        """Eigenvalues and eigenvectors of the factors; those lost in rounding become 0.
+
+        Where the gradient has no column of the bias, A is without its row and column: the weights'
+        curvature is what it is while the bias stays.
+        """
         assert self.factors is not None
+        a, g = self.factors
+        if self.bias and not self.column and self.module.weight.grad is not None:
+            a = a[..., :-1, :-1]
         out: list[Tensor] = []
-        for factor in self.factors:
+        for factor in (a, g):
             values, vectors = torch.linalg.eigh(factor)
             noise = values[..., -1:] * factor.shape[-1] * torch.finfo(factor.dtype).eps
             out += [torch.where(values > noise, values, 0.0), vectors]

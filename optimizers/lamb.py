@@ -21,6 +21,9 @@ from .layerwise import (
     with_gradient,
     with_trust,
 )
+from .moments import held_in, reload
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class LAMB(torch.optim.Optimizer):
@@ -40,6 +43,7 @@ class LAMB(torch.optim.Optimizer):
     parameter of its group; put biases into a group of their own to spare them.
 
     Every value of a parameter group may be changed between steps. Gradients are never modified.
+    Moments of half-precision parameters are float32, and so is r.
 
     Args:
         params: Parameters or groups of them; each group may have its own values.
@@ -125,14 +129,21 @@ class LAMB(torch.optim.Optimizer):
                 self._update(group, params)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a `state_dict()`, to the bit."""
+        super().load_state_dict(state_dict)
+        reload(self, state_dict, _MOMENTS)
+
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        grads, states = gradients(params), [self.state[p] for p in params]
+        dtype = held_in(params[0].dtype)
+        grads, states = gradients(params, dtype), [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
             if not state:
                 # floats, which a checkpoint keeps in full; torch casts tensors to p's dtype
                 state["product1"], state["product2"] = 1.0, 1.0
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                for key in _MOMENTS:
+                    state[key] = torch.zeros_like(p, dtype=dtype)
             # counted per parameter: one that joins late has its own bias correction
             state["product1"] *= beta1
             state["product2"] *= beta2

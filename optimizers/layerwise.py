@@ -33,9 +33,9 @@ def with_gradient(optimizer: torch.optim.Optimizer, group: Group) -> list[list[T
     return list(lists.values())
 
 
-def gradients(params: list[Tensor]) -> list[Tensor]:
-    """Their gradients, of the parameters' dtype; not to be written to."""
-    return [p.grad.to(p.dtype) for p in params if p.grad is not None]
+def gradients(params: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Their gradients, of the parameters' dtype or another; not to be written to."""
+    return [p.grad.to(dtype or p.dtype) for p in params if p.grad is not None]
 
 
 def norms(tensors: list[Tensor]) -> Tensor:

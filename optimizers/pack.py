@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .blocks import Matrix, matrices
+from .moments import held_in
 from .numbers import placed
 from .update import Hyperparameters, RunState
 
@@ -39,12 +40,13 @@ class Pack:
         self.hyper: Hyperparameters | None = None
         self.matrices: tuple[Matrix, ...] = matrices([tuple(p.shape) for p in params])
         self._sizes = [p.numel() for p in params]
+        self._dtype = held_in(params[0].dtype)
         keys = ("exp_avg", "exp_avg_sq", "average") if average else ("exp_avg", "exp_avg_sq")
         self.blocks: dict[str, Tensor] = {}
         for key in keys:
             like = [p if key == "average" else torch.zeros_like(p) for p in params]
             held = [s.get(key, v) for s, v in zip(states, like, strict=True)]
-            self.blocks[key] = self._flat(held)
+            self.blocks[key] = self._flat(held).to(self._dtype)
         self.run = RunState()
         if states[0]:
             self.run.step = states[0]["step"]
@@ -60,13 +62,17 @@ class Pack:
         """Whether the parameters' state is still the one inside."""
         return all(s.get("exp_avg") is m for s, m in zip(states, self._moments, strict=True))
 
+    def leave(self, state: State) -> None:
+        """Give a parameter that leaves its state in memory of its own, so that ours is freed."""
+        state.update({key: state[key].clone() for key in self.blocks if key in state})
+
     def values(self) -> Tensor:
-        """A copy of the parameters, `(1, d)`."""
-        return self._flat([p.detach() for p in self.params])
+        """A copy of the parameters in the state's dtype, `(1, d)`."""
+        return self._flat([p.detach() for p in self.params]).to(self._dtype)
 
     def gradients(self) -> Tensor:
-        """The gradients in the parameters' dtype, `(1, d)`."""
-        return self._flat([p.grad.to(p.dtype) for p in self.params if p.grad is not None])
+        """The gradients in the state's dtype, `(1, d)`."""
+        return self._flat([p.grad.to(self._dtype) for p in self.params if p.grad is not None])
 
     def write(self, values: Tensor) -> None:
         """Put `(1, d)` back into the parameters."""

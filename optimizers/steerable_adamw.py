@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, overload
 
@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from ..core.errors import ConfigurationError
 from .blocks import Scratch, matrices
+from .moments import held_in, reload
 from .numbers import HALF, Number, flat, placed
 from .pack import PACKED, Pack, packs
 from .update import (
@@ -32,6 +33,8 @@ _KEYS = ("lr", "betas", "eps", "weight_decay", "clip_ratio")
 _GLOBAL = ("max_norm", "mean_square", "product2")
 #: State that stays float64 whatever the parameter's dtype is.
 _PRODUCTS = ("product1", "product2")
+#: State of the parameter's shape.
+_TENSORS = ("exp_avg", "exp_avg_sq", "average")
 #: Squares that are summed in float32 before they are summed in float64.
 _PIECE = 1 << 16
 #: Steps from one look for what dead units leave to the next.
@@ -45,7 +48,7 @@ class _Alone:
     """What a parameter that is in no pack knows of its last step, as a pack does."""
 
     run: RunState
-    hyper: Hyperparameters
+    hyper: Hyperparameters | None
 
 
 class SteerableAdamW(torch.optim.Optimizer):
@@ -85,7 +88,8 @@ class SteerableAdamW(torch.optim.Optimizer):
         a = a + (p - a) / (1 + average (t - 1))
 
     Every value of a parameter group may be changed between steps; a tensor is changed in place.
-    Gradients are never modified, and no step waits for the device. On a processor, momentum that is
+    Gradients are never modified, and no step waits for the device. Moments and average of
+    half-precision parameters are float32, and so is their step. On a processor, momentum that is
     1e-16 of the root second moment or less, as dead units leave it, is set to 0 every sixteen
     steps, before it decays to denormal numbers, with which a step may take twenty times as long.
 
@@ -222,6 +226,12 @@ class SteerableAdamW(torch.optim.Optimizer):
             pack.holds([self.state[p] for p in pack.params]) for pack in held
         ):
             return held
+        inside = {id(p) for p in params}
+        for pack in held:
+            for p in pack.params:
+                if id(p) not in inside:
+                    pack.leave(self.state.get(p, {}))
+                    self._last[p] = _Alone(pack.run, pack.hyper)
         states = [self.state[p] for p in params]
         self._packs[number] = made = list(packs(params, states, bool(self.rule.average)))
         self._last |= {p: pack for pack in made for p in pack.params}
@@ -285,30 +295,31 @@ class SteerableAdamW(torch.optim.Optimizer):
     def _update(
         self, group: dict[str, Any], p: Tensor, clip: Number | None, rms: Number | None
     ) -> None:
-        state, hyper = self.state[p], self._hyper(group, p.device)
+        state, hyper, dtype = self.state[p], self._hyper(group, p.device), held_in(p.dtype)
         # counted per parameter: one that joins late, or is skipped, has its own bias correction
         run = RunState()
         if state:
             run.step = state["step"]
             run.product1, run.product2 = (placed(state[key], p.device) for key in _PRODUCTS)
         else:
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            start = p.detach().to(dtype, copy=True).contiguous()
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(start), torch.zeros_like(start)
             if self.rule.average:
-                state["average"] = p.detach().clone(memory_format=torch.contiguous_format)
+                state["average"] = start
         run.move(hyper)
         if rms is not None:
             run.gradient_rms = placed(rms, p.device)
         _note(state, run)
         assert p.grad is not None
-        param = p.detach().reshape(1, -1)  # a view, or a copy if the memory is not in order
+        # a view, or a copy if the memory is not in order or too narrow
+        param = p.detach().to(dtype).reshape(1, -1)
         average = state.get("average")
         update_block(
             self.rule,
             run,
             hyper,
             param,
-            p.grad.to(p.dtype).reshape(1, -1),
+            p.grad.to(dtype).reshape(1, -1),
             state["exp_avg"].view(1, -1),
             state["exp_avg_sq"].view(1, -1),
             None if average is None else average.view(1, -1),
@@ -385,52 +396,65 @@ class SteerableAdamW(torch.optim.Optimizer):
 
     def average(self, param: Tensor) -> Tensor | None:
         """The averaged weights, not a copy; `None` if `param` never moved, or nothing averages."""
-        held: Tensor | None = self.state[param].get("average") if param in self.state else None
-        return held
+        return self._held(param, "average")
 
     def momentum(self, param: Tensor) -> Tensor | None:
         """Bias-corrected first moment, as of the last step; `None` if `param` never moved."""
-        last = self._last.get(param)
-        if last is None or last.hyper is None:
+        last, held = self._last.get(param), self._held(param, "exp_avg")
+        if last is None or last.hyper is None or held is None:
             return None
-        held: Tensor = self.state[param]["exp_avg"]
         c1, _ = corrections(self.rule, last.run, last.hyper)
         return held / flat(c1, held.dtype)
 
     def adam_like(self, param: Tensor) -> Tensor | None:
         """Where sqrt(v) > eps, as of the last step; `None` if `param` never moved."""
-        last = self._last.get(param)
-        if last is None or last.hyper is None:
+        last, held = self._last.get(param), self._held(param, "exp_avg_sq")
+        if last is None or last.hyper is None or held is None:
             return None
-        held: Tensor = self.state[param]["exp_avg_sq"]
         _, c2 = corrections(self.rule, last.run, last.hyper)
         eps = last.hyper.eps * last.run.gradient_rms
         return (held / flat(c2, held.dtype)).sqrt() > flat(eps, held.dtype)
+
+    def _held(self, param: Tensor, key: str) -> Tensor | None:
+        # `state` makes an entry for whatever it is asked by [], and others may clear it
+        held: Tensor | None = self.state.get(param, {}).get(key)
+        return held
 
     @property
     def last_clipped(self) -> float | None:
         """1.0 if the last step clipped, else 0.0; `None` where nothing clips. Waits for it."""
         return None if self._clipped is None else float(self._clipped)
 
+    def reset_moments(self) -> None:
+        """Start the moments anew; the weight average goes on.
+
+        Where the rule's bias correction counts steps ("step"), the count starts anew too, and with
+        it the average's share of the next weights, which is all of them.
+        """
+        for state in filter(None, self.state.values()):
+            _note(state, RunState(step=state["step"]))
+            if self.rule.bias_correction == "step":
+                state["step"] = 0
+            for key in _TENSORS[:2]:
+                state[key] = torch.zeros_like(state[key])
+        self._forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, and the rule under "rule"."""
+        return {**super().state_dict(), "rule": asdict(self.rule)}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a `state_dict()`, to the bit; the rule must be the one it was saved with.
 
         Raises:
             ConfigurationError: The state is of another optimizer or rule, or the averaged weights
-                are swapped in.
+                are swapped in. Nothing was loaded.
         """
         if self._swapped:
             raise ConfigurationError("load_state_dict() inside averaged_weights(); leave it first.")
-        wanted = {"step", *_PRODUCTS, "exp_avg", "exp_avg_sq"}
-        wanted |= {"average"} if self.rule.average else set()
-        for saved in state_dict["state"].values():
-            if set(saved) != wanted:
-                raise ConfigurationError(
-                    f"The saved state holds {', '.join(sorted(saved))}; this optimizer holds "
-                    f"{', '.join(sorted(wanted))}. It is of another optimizer, or was saved with "
-                    f"another rule than {self.rule}."
-                )
+        self._check_saved(state_dict)
         super().load_state_dict(state_dict)
+        reload(self, state_dict, _TENSORS)
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for i, p in zip(ids, params, strict=True):
@@ -439,10 +463,44 @@ class SteerableAdamW(torch.optim.Optimizer):
                 continue
             for key in _PRODUCTS:  # torch made them the parameter's dtype
                 self.state[p][key] = placed(saved[key], p.device)
-            for key in ("exp_avg", "exp_avg_sq", "average"):
+            for key in _TENSORS:
                 if key in saved:  # `to` keeps strides, the steps want memory in order
                     self.state[p][key] = self.state[p][key].contiguous()
         self._forget()
+
+    def _check_saved(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a state of another optimizer or rule."""
+        wanted = {"step", *_PRODUCTS, "exp_avg", "exp_avg_sq"}
+        wanted |= {"average"} if self.rule.average else set()
+        for state in state_dict["state"].values():
+            if set(state) != wanted:
+                raise ConfigurationError(
+                    f"The saved state holds {', '.join(sorted(state))}; this optimizer holds "
+                    f"{', '.join(sorted(wanted))}. It is of another optimizer, or was saved with "
+                    f"another rule than {self.rule}."
+                )
+        for group in state_dict["param_groups"]:
+            absent = [key for key in _KEYS if key not in group]
+            if absent:
+                raise ConfigurationError(
+                    f"A group of the saved state has no {', '.join(absent)}: it is of another "
+                    "optimizer. Load it into the one that it was saved from."
+                )
+        # checkpoints of before the rule was saved are told by what they hold; one of before a field
+        # existed had what is now its default
+        saved, here = state_dict.get("rule"), asdict(self.rule)
+        differing = [] if saved is None else _differing({**asdict(StepRule()), **saved}, here)
+        if differing:
+            raise ConfigurationError(
+                f"The saved state is of another rule ({'; '.join(differing)}). Make SteerableAdamW "
+                "with the rule that it was saved with."
+            )
+
+
+def _differing(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What two rules do not agree on, in words."""
+    keys = [key for key in sorted({*saved, *here}) if saved.get(key) != here.get(key)]
+    return [f"{key} was {saved.get(key)!r} and is {here.get(key)!r} here" for key in keys]
 
 
 def _square_on_cpu(gradients: list[Tensor]) -> float:
@@ -473,10 +531,9 @@ def _sweep(step: int, momentum: Tensor, second: Tensor) -> None:
     """Set what dead units leave to 0, now and then, before it decays to denormal numbers.
 
     Relative to the second moment, so that gradients of any size are alike, and the moment itself
-    only where there is no momentum. An accelerator does not mind such numbers; half precision has
-    float32's arithmetic, or a range in which 1e-16 says nothing.
+    only where there is no momentum. An accelerator does not mind such numbers.
     """
-    if step % _SWEEP or momentum.device.type != "cpu" or momentum.dtype in HALF:
+    if step % _SWEEP or momentum.device.type != "cpu":
         return
     dead = momentum.abs() <= second.sqrt().mul_(_NOTHING)
     momentum.masked_fill_(dead, 0.0)

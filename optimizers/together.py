@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..core.errors import ConfigurationError
+from .saving import loading, saving
 
 
 class Together(Optimizer):
@@ -89,10 +90,12 @@ class Together(Optimizer):
         fitting[0].add_param_group(param_group)
         self._share()
 
+    @saving
     def state_dict(self) -> dict[str, Any]:
         """The children's, in order."""
         return {"children": [child.state_dict() for child in self.children]}
 
+    @loading
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the children's.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -28,3 +29,17 @@ def whole(name: str, value: Any, also: str = "") -> int:
             f"{name} is {value!r}; a whole number of at least 1{also} is wanted."
         )
     return number
+
+
+def rate(learning_rate: float) -> float:
+    """A learning rate that a schedule can follow.
+
+    Raises:
+        ConfigurationError: It is not finite, or below 0.
+    """
+    if not (math.isfinite(learning_rate) and learning_rate >= 0):
+        raise ConfigurationError(
+            f"The learning rate is {learning_rate}; a schedule that follows it needs a finite one "
+            ">= 0. Check the scheduler, or use ConstantInterval, or PostLocal with a switch_step."
+        )
+    return learning_rate

@@ -90,21 +90,37 @@ class Clock:
         """Counters, and the schedule's memory if it has one."""
         remembers = isinstance(self.schedule, StatefulSchedule)
         memory = cast(StatefulSchedule, self.schedule).state_dict() if remembers else None
-        return {**{key: getattr(self, key) for key in _KEPT}, "schedule": memory}
+        kept = {key: getattr(self, key) for key in _KEPT}
+        return {**kept, "schedule": memory, "kind": type(self.schedule).__name__}
 
     def check(self, state: dict[str, Any]) -> None:
         """See that `load_state_dict` can take a state.
 
         Raises:
-            ConfigurationError: Only one of the two schedules has a memory.
+            ConfigurationError: It is of another schedule, or its memory is none of this one's.
         """
-        memory = state["schedule"]
+        memory, here = state["schedule"], type(self.schedule).__name__
         if (memory is not None) != isinstance(self.schedule, StatefulSchedule):
             raise ConfigurationError(
                 f"The saved state is of a schedule {'without' if memory is None else 'with'} a "
-                f"memory; {type(self.schedule).__name__} is not. Make LocalSGD with the schedule "
-                "that it was saved with."
+                f"memory; {here} is not. Make LocalSGD with the schedule that it was saved with."
             )
+        saved = state.get("kind", here)  # not in checkpoints of before
+        if saved != here:
+            raise ConfigurationError(
+                f"The saved state is of the schedule {saved}, this one is {here}. Make LocalSGD "
+                "with the schedule that it was saved with."
+            )
+        if memory is None:
+            return
+        try:
+            cast(StatefulSchedule, copy.deepcopy(self.schedule)).load_state_dict(memory)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"The saved schedule holds {', '.join(map(str, memory))}, which {here} cannot load "
+                f"({type(error).__name__}: {error}). Make LocalSGD with the schedule that it was "
+                "saved with."
+            ) from error
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()` that was checked."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
+from ..saving import loading, saving
 from .checks import whole
 from .clock import Clock
 from .measurement import meet
@@ -53,7 +54,7 @@ class LocalSGD(torch.optim.Optimizer):
       optimizers inside it (`Graft`, `Together`): "local" (each worker keeps its own; Lin et al.),
       "average" (floating-point tensors of the parameter's shape become their mean; step counters
       and all else stay), or "reset" (forgotten: the next step starts with none, Adam's bias
-      correction anew);
+      correction anew; the weight average of `SteerableAdamW` goes on);
     - of `buffers`, floating-point ones (BatchNorm's running statistics) become their mean;
       integer ones (its counter) stay, as every worker counts alike. Without, all stay local.
       That they start alike is not checked: the forward pass before the first step moves them.
@@ -110,6 +111,7 @@ class LocalSGD(torch.optim.Optimizer):
         self.measure_cosine = measure_cosine
         self.local_batch = local_batch
         self._buffers = buffers if isinstance(buffers, nn.Module) else list(buffers or ())
+        self._params: list[Tensor] = []  # in the order in which they came; grows in `_extend`
         self._global = GlobalPoint(outer)
         self._common = 0  # parameters that all workers are known to have started alike
         for buffer in self._floating_buffers():
@@ -132,12 +134,13 @@ class LocalSGD(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the inner optimizer; like the others, they must start alike."""
-        self.optimizer.add_param_group(param_group)
-        try:
-            self._extend()
-        except ConfigurationError:
-            del self.optimizer.param_groups[-1]
-            raise
+        given = param_group["params"]
+        if not isinstance(given, Tensor | set):  # torch refuses a set
+            given = list(given)
+        for p in (given,) if isinstance(given, Tensor) else given:
+            self._check(p[1] if isinstance(p, tuple) else p)
+        self.optimizer.add_param_group({**param_group, "params": given})
+        self._extend()
 
     # -- controls and what a policy sees -------------------------------------------------------
 
@@ -255,12 +258,12 @@ class LocalSGD(torch.optim.Optimizer):
             WorkerLostError: A process is gone or silent; nothing was averaged.
         """
         self._begin()
-        params = self._params()
+        params = self._params
         rest = [*self._averaged_state(), *self._floating_buffers()]
         rows = gather_rows(self.transport, [*params, *rest])
         self._agree(rows)
         left = self._global.left(params)
-        start = torch.cat([t.view(-1).to(rows) for t in left])
+        start = torch.cat([t.reshape(-1).to(rows) for t in left])
         meeting = meet(self.transport, rows, start, self.measure_cosine)
         mean, others = torch.split(meeting.mean, [len(start), len(meeting.mean) - len(start)])
         self._global.move(left, mean)
@@ -268,8 +271,7 @@ class LocalSGD(torch.optim.Optimizer):
             self.transport.local(p.detach()).copy_(value)
         spread_row(self.transport, rest, others)
         if self.state_rule == "reset":
-            for optimizer in _family(self.optimizer):
-                optimizer.state.clear()
+            _reset(_family(self.optimizer))
         self._clock.met(meeting.drift, meeting.cosine)
 
     def finalize(self) -> None:
@@ -287,7 +289,7 @@ class LocalSGD(torch.optim.Optimizer):
 
         For a start from different seeds; all workers must call it, before the first forward pass.
         """
-        tensors = [*self._params(), *self._floating_buffers()]
+        tensors = [*self._params, *self._floating_buffers()]
         rows = gather_rows(self.transport, tensors)
         self._agree(rows)
         spread_row(self.transport, tensors, self.transport.first(rows))
@@ -296,6 +298,7 @@ class LocalSGD(torch.optim.Optimizer):
 
     # -- checkpoints ----------------------------------------------------------------------------
 
+    @saving
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, and under "local_sgd" counters, global point, schedule, outer.
 
@@ -306,6 +309,7 @@ class LocalSGD(torch.optim.Optimizer):
             "clock": self._clock.state_dict(),
             "global": self._global.state_dict(),
             "common": self._common,
+            "order": self._order(),
             "local_batch": self.local_batch,
             "workers_here": self._workers_here(),
             "n_workers": self.transport.n_workers,
@@ -313,6 +317,7 @@ class LocalSGD(torch.optim.Optimizer):
         }
         return {**self.optimizer.state_dict(), "local_sgd": own}
 
+    @loading
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a `state_dict()`, to the bit; the model's parameters are loaded apart.
@@ -352,7 +357,14 @@ class LocalSGD(torch.optim.Optimizer):
                 "steps would be lost. Save where `pending` is 0 (after synchronize()), or one file "
                 "per rank, and load each on its own."
             )
+        self._extend()
         self._global.check(own["global"])
+        if own.get("order", self._order()) != self._order():  # none in checkpoints of before
+            raise ConfigurationError(
+                f"The saved state has parameters in the order {own['order']}, counted through the "
+                f"groups; here they came in the order {self._order()}. Add groups as they were "
+                "added in the run that was saved."
+            )
         self._clock.check(own["clock"])
         self.optimizer.load_state_dict(inner)  # refuses other groups before it changes anything
         self._global.load_state_dict(own["global"])
@@ -361,20 +373,29 @@ class LocalSGD(torch.optim.Optimizer):
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
     def _extend(self) -> None:
-        """Take in parameters that are new."""
-        params = self._params()[len(self._global.tensors) :]
-        new = [self.transport.local(p.detach()) for p in params]
-        for p in new:
-            if not p.is_floating_point():
-                raise ConfigurationError(
-                    f"A parameter of shape {tuple(p.shape)} is {p.dtype}; LocalSGD averages real "
-                    "floating-point ones. Pass torch.view_as_real of a complex one."
-                )
-        self._global.extend([p[0] for p in new])
+        """Take in parameters that are new; they may stand anywhere among the groups."""
+        known = set(self._params)
+        params = [p for group in self.param_groups for p in group["params"] if p not in known]
+        for p in params:
+            self._check(p)
+        self._global.extend([self.transport.local(p.detach())[0] for p in params])
+        self._params += params
+
+    def _check(self, param: Tensor) -> None:
+        """Refuse a parameter that cannot be averaged."""
+        self.transport.local(param.detach())
+        if not param.is_floating_point():
+            raise ConfigurationError(
+                f"A parameter of shape {tuple(param.shape)} is {param.dtype}; LocalSGD averages "
+                "real floating-point ones. Pass torch.view_as_real of a complex one."
+            )
+
+    def _order(self) -> list[int]:
+        """Where our parameters stand among those of all groups."""
+        grouped = [p for group in self.param_groups for p in group["params"]]
+        places = {p: i for i, p in enumerate(grouped)}
+        return [places[p] for p in self._params]
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -382,7 +403,7 @@ class LocalSGD(torch.optim.Optimizer):
         self._extend()
         if self._common == len(self._global.tensors):
             return
-        params = self._params()[self._common :]
+        params = self._params[self._common :]
         rows = gather_rows(self.transport, params)
         self._agree(rows)
         first = self.transport.first(rows)
@@ -398,7 +419,7 @@ class LocalSGD(torch.optim.Optimizer):
 
     def _leave_from(self, index: int) -> None:
         """Note where all workers stand, for parameters from an index on."""
-        for t, p in zip(self._global.tensors[index:], self._params()[index:], strict=True):
+        for t, p in zip(self._global.tensors[index:], self._params[index:], strict=True):
             t.copy_(self.transport.local(p.detach())[0])
         self._common = len(self._global.tensors)
 
@@ -422,7 +443,7 @@ class LocalSGD(torch.optim.Optimizer):
         states = [
             (p, optimizer.state[p])
             for optimizer in _family(self.optimizer)
-            for p in self._params()
+            for p in self._params
             if p in optimizer.state
         ]
         found = [
@@ -440,15 +461,27 @@ class LocalSGD(torch.optim.Optimizer):
         return [b for b in buffers if b.is_floating_point()]
 
     def _workers_here(self) -> int:
-        return int(self.transport.local(self._params()[0]).shape[0])
+        return int(self.transport.local(self._params[0]).shape[0])
 
     def _refuse_sparse(self) -> None:
-        for p in self._params():
+        for p in self._params:
             if p.grad is not None and p.grad.is_sparse:
                 raise ConfigurationError(
                     f"A gradient of shape {tuple(p.grad.shape)} is sparse; LocalSGD takes dense "
                     "ones. Build the embedding with sparse=False."
                 )
+
+
+def _reset(family: list[torch.optim.Optimizer]) -> None:
+    """Forget the states of optimizers; those that know how to spare what is no moment do so."""
+    sparing = [optimizer for optimizer in family if hasattr(optimizer, "reset_moments")]
+    spared = [optimizer.state for optimizer in sparing]
+    for optimizer in family:
+        # one that goes around another may show the other's state as its own
+        if not any(optimizer.state is state for state in spared):
+            optimizer.state.clear()
+    for optimizer in sparing:
+        optimizer.reset_moments()
 
 
 def _family(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:

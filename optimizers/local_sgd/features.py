@@ -82,7 +82,7 @@ class Sight:
         since: `(K,)` local steps since the last one.
         last_interval: `(K,)` local steps that lay before the last one; 0 before the first.
         learning_rate: `(K,)` at the last one.
-        first_rate: `(K,)` at the start of the run.
+        first_rate: `(K,)` the highest so far: the first, where rates fall.
         drift: `(K,)` see `SyncState`; nan before the first synchronisation.
         cosine: `(K,)` see `SyncState`; nan before the first synchronisation.
         price: `(K,)` what a round costs, in nats of excess loss.

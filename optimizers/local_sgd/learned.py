@@ -11,6 +11,7 @@ import numpy as np
 
 from ...core.errors import ConfigurationError, IncompatiblePolicyError
 from ...core.types import FloatArray, IntArray
+from .checks import rate
 from .features import (
     BATCH_CHOICES,
     DECISIONS,
@@ -71,11 +72,13 @@ class LearnedInterval:
         optimizer = LocalSGD(SGD(model.parameters(), 0.1), schedule, ProcessGroup())
 
     A run is cut into 32 parts and the policy acts at the start of each, from what all workers know:
-    drift, cosine and learning rate of the last synchronisation, progress, price. Decisions that
-    fall between two synchronisations need nothing new, so they are taken beforehand, at the first
-    of the two; one that says "sync now" ends the interval there. Features and moves are those of
-    the environment, the same functions. All workers must run the same numpy on the same kind of
-    machine, or a tie might be broken differently; `LocalSGD` notices and says so.
+    drift, cosine and learning rate of the last synchronisation, progress, price. The rate is seen
+    relative to the highest so far: policies were trained on rates that fall, and a warm-up, from 0
+    too, looks to them as a constant rate. Decisions that fall between two synchronisations need
+    nothing new, so they are taken beforehand, at the first of the two; one that says "sync now"
+    ends the interval there. Features and moves are those of the environment, the same functions.
+    All workers must run the same numpy on the same kind of machine, or a tie might be broken
+    differently; `LocalSGD` notices and says so.
 
     The bundled policy was trained on runs of 512 to 2048 steps with 4 to 16 workers, on logistic
     regressions; what it does on much longer runs or on networks was not measured.
@@ -118,15 +121,20 @@ class LearnedInterval:
         self.policy, self.total_steps, self.price = policy, total_steps, price
         self.steer_batch = steer_batch
         self.period = total_steps // DECISIONS
-        self._first_rate = math.nan
+        self._highest_rate = 0.0
         self._met_at = 0
         #: Decisions since the one that held at the last synchronisation, and the coming ones.
         self._turns: list[Turn] = []
 
     def next_interval(self, state: SyncState) -> int:
-        """Local steps until the next synchronisation; see the class."""
+        """Local steps until the next synchronisation; see the class.
+
+        Raises:
+            ConfigurationError: The learning rate is not finite, or below 0.
+        """
+        self._highest_rate = max(self._highest_rate, rate(state.learning_rate))
         if not self._turns:
-            self._first_rate, self._met_at = state.learning_rate, state.step
+            self._met_at = state.step
             past = -(-state.step // self.period)
             self._turns = [
                 Turn(state.step, state.step, past, self.period, 1, self.policy.initial(1))
@@ -160,7 +168,7 @@ class LearnedInterval:
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, as plain values."""
         return {
-            "first_rate": self._first_rate,
+            "first_rate": self._highest_rate,
             "met_at": self._met_at,
             "turns": [
                 {
@@ -178,7 +186,9 @@ class LearnedInterval:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()`; policy, length and price are those of this schedule."""
-        self._first_rate, self._met_at = float(state["first_rate"]), int(state["met_at"])
+        highest = float(state["first_rate"])
+        self._highest_rate = highest if math.isfinite(highest) else 0.0  # nan before the first step
+        self._met_at = int(state["met_at"])
         self._turns = []
         for row in state["turns"]:
             numbers = {k: int(row[k]) for k in ("step", "ticks", "decisions", "interval", "batch")}
@@ -197,6 +207,8 @@ class LearnedInterval:
         def one(value: float) -> FloatArray:
             return np.array([value], np.float64)
 
+        # before the first rate above 0 there is nothing to compare with
+        moving = self._highest_rate > 0.0
         seen = observe(
             Sight(
                 ticks=one(ticks),
@@ -204,8 +216,8 @@ class LearnedInterval:
                 interval=one(turn.interval),
                 since=one(step - state.step),
                 last_interval=one(last_interval),
-                learning_rate=one(state.learning_rate),
-                first_rate=one(self._first_rate),
+                learning_rate=one(state.learning_rate if moving else 1.0),
+                first_rate=one(self._highest_rate if moving else 1.0),
                 drift=one(state.drift),
                 cosine=one(state.cosine),
                 price=one(self.price),

@@ -121,7 +121,8 @@ class GlobalPoint:
         """See that `load_state_dict` can take a state.
 
         Raises:
-            ConfigurationError: Shapes differ, or only one of the two has an outer optimizer.
+            ConfigurationError: Shapes differ, only one of the two has an outer optimizer, or the
+                groups of both differ.
         """
         saved, here = (
             [tuple(t.shape) for t in tensors] for tensors in (state["tensors"], self.tensors)
@@ -136,6 +137,17 @@ class GlobalPoint:
             raise ConfigurationError(
                 f"The saved state is of a run {which[0]} an outer step, this one is {which[1]}. "
                 "Make LocalSGD with the `outer` that it was saved with."
+            )
+        if self.outer is None:
+            return
+        then, now = (
+            [len(group["params"]) for group in groups]
+            for groups in (state["outer"]["param_groups"], self.outer.param_groups)
+        )
+        if then != now:
+            raise ConfigurationError(
+                f"The saved outer optimizer has groups of {then} parameters, this one of {now}. "
+                "Add groups as they were added in the run that was saved."
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -84,6 +84,13 @@ class ProcessGroup:
                 missing=(),
             ) from error
 
+    def __getstate__(self) -> NoReturn:
+        raise ConfigurationError(
+            "A ProcessGroup, and a LocalSGD with one, cannot be copied or pickled: its connections "
+            "belong to one process. Make a new LocalSGD on the copied model, in every process at "
+            "the same place, and load the state_dict() into it."
+        )
+
     def _open(self) -> dist.ProcessGroup:
         # without all processes, torch names a group by the number of groups made so far
         part = len(self._ranks) < dist.get_world_size()

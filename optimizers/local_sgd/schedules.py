@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...core.errors import ConfigurationError
+from .checks import rate
 from .protocol import SyncState
 
 #: No interval is longer: a step size of 0 would ask for an endless one.
@@ -212,8 +213,7 @@ class PostLocal(CommunicationSchedule):
         if self.switch_step is not None:
             self._switched = state.step >= self.switch_step
         else:
-            _check_rate(state.learning_rate)
-            self._highest = max(self._highest, state.learning_rate)
+            self._highest = max(self._highest, rate(state.learning_rate))
             # a little slack: a constant rate that is recomputed every step wobbles in its last bit
             self._switched |= state.learning_rate < self._highest * (1.0 - SLACK)
         return min(self.interval, LONGEST) if self._switched else 1
@@ -232,16 +232,7 @@ def _up(length: float) -> int:
 
 
 def _over(budget: float, learning_rate: float) -> float:
-    _check_rate(learning_rate)
-    return budget / learning_rate if learning_rate > 0 else math.inf
-
-
-def _check_rate(learning_rate: float) -> None:
-    if not (math.isfinite(learning_rate) and learning_rate >= 0):
-        raise ConfigurationError(
-            f"The learning rate is {learning_rate}; a schedule that follows it needs a finite one "
-            ">= 0. Check the scheduler, or use ConstantInterval, or PostLocal with a switch_step."
-        )
+    return budget / learning_rate if rate(learning_rate) > 0 else math.inf
 
 
 def _check_interval(name: str, value: int) -> None:

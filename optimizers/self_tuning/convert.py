@@ -32,7 +32,12 @@ def dropout_names(
         path: module
         for path, module in model.named_modules()
         if type(module) is nn.Dropout
-        or (type(module) is nn.LSTM and module.num_layers > 1 and module.dropout > 0)
+        or (
+            type(module) is nn.LSTM
+            and module.num_layers > 1
+            and module.dropout > 0
+            and not _frozen(module)
+        )
     }
     if isinstance(dropout, str):
         return {path: (module, dropout) for path, module in found.items()}
@@ -41,7 +46,7 @@ def dropout_names(
             raise ConfigurationError(
                 f"dropout names the module {path!r}; this model drops in: "
                 f"{', '.join(map(repr, found)) or 'no module'}. An nn.LSTM counts where it has "
-                "several layers and a dropout > 0."
+                "several layers, a dropout > 0, and no frozen matrix."
             )
     return {path: (found[path], name) for path, name in dropout.items()}
 
@@ -52,7 +57,8 @@ def convert(model: M, space: HyperSpace, dropout: str | Mapping[str, str] = "dro
     In place: every `nn.Linear`, `nn.Conv2d` and `nn.LSTM` becomes a subclass of itself that holds
     the same parameters under the same names, and more beside them; `nn.Dropout` takes its rate
     from the space. Subclasses of those, and other layers, stay as they are: their weights are
-    trained but do not respond. Until something is tuned, outputs are what they were.
+    trained but do not respond. So do layers with frozen weights; of a frozen bias there is no
+    response. Until something is tuned, outputs are what they were.
 
     Args:
         model: A plain model.
@@ -90,11 +96,11 @@ def convert(model: M, space: HyperSpace, dropout: str | Mapping[str, str] = "dro
             "dropout={} if a loss or an augmentation reads that value."
         )
     plain = (nn.Linear, nn.Conv2d, nn.LSTM)
-    layers = [module for module in model.modules() if type(module) in plain]
+    layers = [m for m in model.modules() if type(m) in plain and not _frozen(m)]
     if not layers:
         raise ConfigurationError(
             f"{type(model).__name__} has no nn.Linear, nn.Conv2d or nn.LSTM to convert; "
-            "subclasses of them are left as they are."
+            "subclasses of them, and frozen ones, are left as they are."
         )
     space.close()
     names = {id(module): name for module, name in rates.values()}
@@ -118,6 +124,11 @@ def convert(model: M, space: HyperSpace, dropout: str | Mapping[str, str] = "dro
             assert isinstance(module, ResponseDropout)
             module.attach(space, name)
     return model
+
+
+def _frozen(module: nn.Module) -> bool:
+    """Whether a matrix of a layer takes no gradient."""
+    return any(not p.requires_grad for p in module.parameters(recurse=False) if p.ndim > 1)
 
 
 def response_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -50,7 +50,7 @@ class Response(nn.Module):
 
     Args:
         weight: What responds, (out, ...).
-        bias: (out,) or `None`.
+        bias: (out,) or `None`; a frozen one does not respond.
         n: Size of the net input.
 
     Attributes:
@@ -67,7 +67,7 @@ class Response(nn.Module):
         self.q_weight = nn.Parameter(weight.new_zeros(len(weight), n))
         self.bias: nn.Parameter | None = None
         self.q_bias: nn.Parameter | None = None
-        if bias is not None:
+        if bias is not None and bias.requires_grad:
             self.bias = nn.Parameter(torch.empty_like(bias).uniform_(-bound, bound))
             self.q_bias = nn.Parameter(bias.new_zeros(len(bias), n))
 

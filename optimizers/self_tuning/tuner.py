@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -23,6 +23,13 @@ from .schedule import HyperSchedule, TrainLoss
 Batch = tuple[Tensor, Tensor]
 Optimizers = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Variant = Literal["delta", "stn"]
+
+
+def _frozen_names(module: nn.Module) -> Iterator[str]:
+    """Weights and biases of a converted layer that take no gradient, and respond nevertheless."""
+    for weight, bias, response in module.responses() if isinstance(module, ResponseLayer) else ():
+        names = (weight,) if response.bias is None else (weight, bias)
+        yield from (name for name in names if not getattr(module, name).requires_grad)
 
 
 class SelfTuner:
@@ -67,8 +74,9 @@ class SelfTuner:
             "example" in (2), else (1,); `squared_norm(model)` is the norm for a weight decay.
         valid_loss: (output, targets) -> scalar; another than `train_loss`, because a validation
             loss that held the weight decay would tune it to 0.
-        weight_optimizer: Makes the optimizer of a list of parameters, e.g.
-            `partial(torch.optim.SGD, lr=0.01, momentum=0.9)`. Its own weight_decay is not tuned.
+        weight_optimizer: Makes the optimizer of a list of parameters, those that take a gradient,
+            e.g. `partial(torch.optim.SGD, lr=0.01, momentum=0.9)`. Its own weight_decay is not
+            tuned.
         response_optimizer: Likewise for Q, V and c of "delta"; `None` is as `weight_optimizer`.
         hyper_optimizer: Likewise for u and s; `None` is RMSprop at 1e-2.
         variant: "delta" or "stn".
@@ -89,8 +97,8 @@ class SelfTuner:
             this name.
 
     Raises:
-        ConfigurationError: The model is not converted with this space, both losses are one, or a
-            value is out of its range.
+        ConfigurationError: The model is not converted with this space, a converted layer was
+            frozen afterwards, both losses are one, or a value is out of its range.
     """
 
     controls: ClassVar[tuple[Control, ...]] = (
@@ -124,6 +132,12 @@ class SelfTuner:
                 f"{type(model).__name__} is not converted with this HyperSpace. Call "
                 "convert(model, space) first, and keep both together when they are copied."
             )
+        for path, module in model.named_modules():
+            for name in _frozen_names(module):
+                raise ConfigurationError(
+                    f"{name} of the module {path!r} is frozen and was converted, so it would go on "
+                    "moving with the hyperparameters. Freeze it before convert(model, space)."
+                )
         if train_loss is valid_loss:  # type: ignore[comparison-overlap]
             raise ConfigurationError(
                 "train_loss and valid_loss are one function. Validation must measure without "
@@ -162,11 +176,11 @@ class SelfTuner:
         self.steps = 0
         self._owed = 0.0
 
-        like = plain_parameters(model)[0]
-        space.move(like)
-        space.centred = variant == "delta"
-        space.generator = torch.Generator(like.device).manual_seed(seed)
         plain, responses = plain_parameters(model), response_parameters(model)
+        space.move(plain[0])
+        space.centred = variant == "delta"
+        space.generator = torch.Generator(plain[0].device).manual_seed(seed)
+        plain = [p for p in plain if p.requires_grad]
         self.weight_optimizer = weight_optimizer(plain if space.centred else plain + responses)
         self.response_optimizer = made["response_optimizer"](responses) if space.centred else None
         self.hyper_optimizer = made["hyper_optimizer"](
@@ -265,7 +279,8 @@ class SelfTuner:
             # the penalty of weights is quadratic in the net input: exact without linearisation
             loss = self.train_loss(output, targets, draw.values, self.model)
         optimizer.zero_grad()
-        params = [p for group in optimizer.param_groups for p in group["params"]]
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        params = [p for p in held if p.requires_grad]  # some may have been frozen on the way
         torch.autograd.backward(loss, inputs=params)
         optimizer.step()
         return loss.detach()

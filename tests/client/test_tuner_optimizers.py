@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lhopt.client import Tuner
+from lhopt.client import Tuner, measurement
 from lhopt.core.adapters import adapter_for
+from lhopt.core.errors import ConfigurationError
+from lhopt.optimizers.steerable_adamw import SteerableAdamW
 from lhopt.policy.artifact import Policy
 
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], set[str]]] = {
@@ -217,4 +219,166 @@ def test_steerable_adamw_is_steered_in_everything(job: Any, policy: Policy) -> N
     assert [r.source for r in tuner.history] == ["policy"] * 12
     assert set(tuner.values) >= {"learning_rate", "clip_ratio", "one_minus_beta1"}
     assert {"adam_like", "clipped"} <= set(tuner.history[-1].statistics)
+    tuner.close()
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_step_that_calls_its_bases_step_is_one_step(
+    base: Any, make_job: Any, policy: Policy
+) -> None:
+    class Derived(base):  # type: ignore[misc]
+        fails = ""
+
+        def step(self, closure: Any = None) -> Any:
+            if self.fails == "before":
+                raise RuntimeError(self.fails)
+            if self.fails == "inside":  # the base's step begins, and does not end
+                with pytest.raises(ZeroDivisionError):
+                    super().step(lambda: 1 // 0)
+            super().step(closure)
+            if self.fails == "after":
+                raise RuntimeError(self.fails)
+
+    base(make_job().groups(), lr=0.1)  # torch puts hooks around the `step` of this class, too
+    twin = make_job()
+    plain = base(twin.groups())
+    reference = Tuner(plain, 60, interval=5, policy=policy)
+    twin.run(plain, reference, range(60))
+
+    job = make_job()
+    optimizer = Derived(job.groups())
+    tuner = Tuner(optimizer, 60, interval=5, policy=policy)
+    job.run(optimizer, tuner, range(13))
+    optimizer.fails = "before"
+    with pytest.raises(RuntimeError, match="before"):
+        optimizer.step()
+    optimizer.fails = "inside"
+    job.run(optimizer, tuner, range(13, 14))
+    optimizer.fails = ""
+    job.run(optimizer, tuner, range(14, 60))
+    assert torch.equal(job.weights(), twin.weights())
+    assert [(r.step, r.moves) for r in tuner.history] == [
+        (r.step, r.moves) for r in reference.history
+    ]
+    optimizer.fails = "after"
+    with pytest.raises(RuntimeError, match="after"):
+        optimizer.step()
+    assert tuner.steps == 60
+
+
+def test_a_wrapper_without_hooks_is_refused_before_anything_moves(job: Any, policy: Policy) -> None:
+    class Wrapper(torch.optim.Optimizer):  # as accelerate's: no `super().__init__`
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+        param_groups = property(lambda self: self.optimizer.param_groups)  # type: ignore[assignment]
+
+    optimizer = torch.optim.AdamW(job.groups())
+    with pytest.raises(ConfigurationError, match=r"a Wrapper;.* pass the wrapped one"):
+        Tuner(Wrapper(optimizer), 60, policy=policy)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.001]
+
+
+class Sharpness(torch.optim.Optimizer):
+    """As implementations of SAM: nobody calls `step` of this one."""
+
+    def __init__(self, groups: Any) -> None:
+        self.base = torch.optim.SGD(groups, lr=0.1)
+        super().__init__(self.base.param_groups, {})
+        self.param_groups = self.base.param_groups
+
+    def second_step(self) -> None:
+        self.base.step()
+
+
+def test_steps_that_hooks_do_not_see_are_told_and_the_opening_is_taken_back(
+    job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = Sharpness(job.net.parameters())
+    tuner = Tuner(optimizer, 60, interval=5, policy=policy)
+    assert optimizer.param_groups[0]["lr"] < 0.02
+    for step in range(300):
+        job.loss(step).backward()
+        optimizer.second_step()
+        tuner.report(1.0)
+        assert (optimizer.param_groups[0]["lr"] == 0.1) == (step >= 255)
+    (message,) = caplog.messages
+    assert "256 losses were reported since the last call of optimizer.step()" in message
+    assert "values of before it are back" in message
+    held = tuner.state_dict()["steering"]["hyperparameters"]["value"]["learning_rate"]
+    assert held == [pytest.approx(tuner.history[0].values["learning_rate"])]
+    tuner.close()
+    assert len(caplog.messages) == 1
+    # a short run is told at its end
+    short = Tuner(Sharpness(job.net.parameters()), 60, interval=5, policy=policy)
+    short.report(1.0)
+    short.close()
+    assert short.values["learning_rate"] == 0.1
+    assert "1 losses were reported since" in caplog.messages[1]
+
+
+def test_very_many_micro_batches_change_nothing(
+    make_job: Any, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, histories = [], []
+    for reports in (1, 300):
+        job = make_job()
+        optimizer = torch.optim.AdamW(job.groups())
+        tuner = Tuner(optimizer, 20, interval=5, policy=policy)
+        for step in range(20):
+            for _ in range(reports):
+                tuner.report(1.0)
+            job.run(optimizer, None, range(step, step + 1))
+        weights.append(job.weights())
+        histories.append([(r.step, r.moves["learning_rate"]) for r in tuner.history])
+    assert len(caplog.records) == 1
+    assert histories[0] == histories[1]
+    assert torch.equal(*weights)
+
+
+def test_rmsprops_momentum_never_falls_to_0(job: Any) -> None:
+    late = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.RMSprop([*job.net.parameters(), late], lr=1e-3, momentum=0.5)
+    (group,) = optimizer.param_groups
+    slot = adapter_for(optimizer).slots["one_minus_beta1"]
+    job.run(optimizer, None, range(2))
+    slot.write(group, 1.0)
+    assert group["momentum"] == 1e-12
+    # the first gradient of a parameter comes now: torch makes it no buffer later
+    for value in (1.0, 0.1):
+        slot.write(group, value)
+        optimizer.zero_grad()
+        (job.loss(0) + late.square().sum()).backward()
+        optimizer.step()
+    assert "momentum_buffer" in optimizer.state[late]
+    # what was made without momentum stays so
+    plain = torch.optim.RMSprop(job.net.parameters())
+    slot.write(plain.param_groups[0], 1.0)
+    assert plain.param_groups[0]["momentum"] == 0.0
+
+
+def test_a_sparse_gradient_is_measured_as_the_dense_one_would_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for rest in ((), (4,), (3, 2)):
+        for n_rows in (0, 1, 500):
+            rows = torch.randint(50, (1, n_rows), generator=generator)
+            values = torch.randn(n_rows, *rest, generator=generator)
+            sparse = torch.sparse_coo_tensor(rows, values, (50, *rest), check_invariants=True)
+            for entries in (7, 64, 1000):
+                want = measurement.entries(sparse.to_dense(), entries)[0]
+                assert torch.equal(measurement.sparse_entries(sparse, entries), want)
+
+
+def test_whether_a_step_clipped_is_not_asked_before_the_decision(
+    job: Any, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = SteerableAdamW(job.net.parameters(), lr=0.01)
+
+    def waits(self: Any) -> float:
+        raise AssertionError("asked the device")
+
+    monkeypatch.setattr(SteerableAdamW, "last_clipped", property(waits))
+    tuner = Tuner(optimizer, 20, interval=5, policy=policy)
+    job.run(optimizer, tuner, range(10))
+    assert 0.0 <= tuner.history[-1].statistics["clipped"] <= 1.0
     tuner.close()

@@ -237,3 +237,47 @@ def test_what_is_not_steered_resumes_as_the_job_has_it(
         assert theirs(optimizer)[0] == pytest.approx(0.01 * 0.9 ** (stop + 6))
     assert not caplog.records
     tuner.close()
+
+
+@pytest.mark.parametrize("stop", [4, 13, 20])
+def test_a_checkpoint_in_mid_interval_changes_nothing_where_fused_amp_skips(
+    stop: int, make_job: Any, policy: Policy
+) -> None:
+    def begin() -> tuple[Any, torch.optim.Optimizer, Any, Tuner]:
+        job = make_job()
+        optimizer = torch.optim.AdamW(job.groups(), fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+        return job, optimizer, scaler, Tuner(optimizer, 40, interval=10, policy=policy)
+
+    def run(job: Any, optimizer: Any, scaler: Any, tuner: Tuner, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            loss = job.loss(step)
+            scaler.scale(loss * (float("inf") if step in (2, 17) else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            tuner.report(loss)
+
+    def taken(tuner: Tuner) -> list[Any]:
+        return [(r.step, r.moves, r.statistics) for r in tuner.history]
+
+    whole, optimizer, scaler, uninterrupted = begin()
+    run(whole, optimizer, scaler, uninterrupted, range(42))
+
+    job, optimizer, scaler, tuner = begin()
+    run(job, optimizer, scaler, tuner, range(stop))
+    names = ("net", "optimizer", "scaler", "tuner")
+    parts = dict(zip(names, (job.net, optimizer, scaler, tuner), strict=True))
+    saved = through_a_file({name: part.state_dict() for name, part in parts.items()})
+    run(job, optimizer, scaler, tuner, range(stop, 42))
+    assert taken(tuner) == taken(uninterrupted)
+    assert torch.equal(job.weights(), whole.weights())
+
+    job, optimizer, scaler, tuner = begin()
+    for name, part in zip(names, (job.net, optimizer, scaler, tuner), strict=True):
+        part.load_state_dict(saved[name])
+    run(job, optimizer, scaler, tuner, range(stop, 42))
+    assert taken(tuner) == taken(uninterrupted)[-len(tuner.history) :]
+    assert torch.equal(job.weights(), whole.weights())
+    del saved["tuner"]["log"]["skipped"]  # one of before it was kept
+    tuner.load_state_dict(saved["tuner"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -227,3 +228,11 @@ def test_a_second_phase_begins_without_a_word(
     job.run(optimizer, third, range(2))
     assert (first.steps, second.steps, third.steps) == (8, 8, 2)
     assert not caplog.records
+
+
+def test_numbers_of_numpy_are_numbers(job: Any, policy: Policy) -> None:
+    optimizer = torch.optim.AdamW(job.groups())
+    more: Any = {"epochs": np.int64(3), "labels": np.float32(50)}
+    Tuner(optimizer, 60, policy=policy, **more).close()
+    with pytest.raises(ConfigurationError, match="epochs is"):
+        Tuner(optimizer, 60, policy=policy, epochs=True)

@@ -201,3 +201,32 @@ def test_a_model_of_very_many_tensors_is_sampled_thinly(policy: Policy) -> None:
     tuner = Tuner(torch.optim.SGD(params, lr=0.1), 20, interval=5, policy=policy)
     assert tuner._log._max_entries == 4 * 2**20 // 4000
     tuner.close()
+
+
+@pytest.mark.parametrize("interval", [1, 4, 10])
+def test_losses_reported_inside_a_closure_count_as_if_reported_after_the_step(
+    interval: int, make_job: Any, policy: Policy
+) -> None:
+    def train(inside: bool) -> tuple[torch.Tensor, Any]:
+        job = make_job()
+        optimizer = torch.optim.AdamW(job.groups())
+        tuner = Tuner(optimizer, 6 * interval, interval=interval, policy=policy)
+        for step in range(6 * interval):
+
+            def closure(step: int = step) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss: torch.Tensor = job.loss(step)
+                if inside:
+                    tuner.report(loss)
+                loss.backward()
+                return loss
+
+            loss = optimizer.step(closure)
+            if not inside:
+                tuner.report(loss)
+        return job.weights(), [(r.step, r.moves, r.statistics) for r in tuner.history]
+
+    (weights, taken), (reference, expected) = train(True), train(False)
+    assert all("log_grad_norm" in statistics for _, _, statistics in taken[1:])
+    assert taken == expected
+    assert torch.equal(weights, reference)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from lhopt.benchmarks.experiments import communication as experiment
 from lhopt.benchmarks.experiments.communication import RISING, Communication, communication
 from lhopt.core.errors import ConfigurationError
-from lhopt.optimizers.local_sgd.features import measure_meeting
+from lhopt.optimizers.local_sgd.features import (
+    BATCH_CHOICES,
+    INTERVAL_CHOICES,
+    OBSERVATIONS,
+    measure_meeting,
+)
+from lhopt.optimizers.local_sgd.learned import LearnedInterval
 from lhopt.optimizers.local_sgd.protocol import Schedule, StatefulSchedule, SyncState
 from lhopt.optimizers.local_sgd.schedules import (
     LONGEST,
@@ -32,6 +38,7 @@ from lhopt.optimizers.local_sgd.simulate import (
     inverse_sqrt,
     simulate_local_sgd,
 )
+from lhopt.policy.small import Memory
 
 SYSTEM = "Communication schedules"
 
@@ -169,6 +176,52 @@ def test_a_learning_rate_that_is_no_number_is_refused() -> None:
         ConstantInterval().plan(5, [0.1, 0.1, 0.1])
     with pytest.raises(ConfigurationError, match="total_steps=-1"):
         ConstantInterval().plan(-1, 0.1)
+
+
+class _Reader:
+    """A policy that keeps every interval, and notes the rates that it was shown."""
+
+    observations = OBSERVATIONS
+    actions: Mapping[str, tuple[float | int | str, ...]] = {
+        "interval": INTERVAL_CHOICES, "local_batch": BATCH_CHOICES,
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def initial(self, n_runs: int = 1) -> Any:
+        return Memory(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))
+
+    def act(self, observation: Any, state: Any = None) -> Any:
+        assert np.isfinite(observation).all()
+        self.seen.append(float(observation[0, OBSERVATIONS.index("log_rate")]))
+        return np.array([[2, 1]]), state
+
+
+def _shown(rates: Sequence[float]) -> list[float]:
+    reader = _Reader()
+    schedule = LearnedInterval(reader, 320, 0.01)
+    step = round_ = 0
+    while step < 320:
+        nan = math.nan if not round_ else 0.1
+        step += schedule.next_interval(SyncState(step, round_, rates[step], nan, nan, 4))
+        round_ += 1
+    return reader.seen
+
+
+@pytest.mark.parametrize("first", [0.0, 1e-8], ids=["from 0", "from almost 0"])
+def test_a_warm_up_is_to_a_policy_as_a_constant_rate(first: float) -> None:
+    falling = [0.4 / math.sqrt(max(1.0, t / 40)) for t in range(320)]
+    warmed = [max(first, 0.4 * t / 40) if t < 40 else falling[t] for t in range(320)]
+    assert _shown(falling)[4] == 0.0  # at step 40
+    assert _shown(warmed) == _shown(falling)
+    assert _shown([0.0] * 320) == [0.0] * len(_shown([0.0] * 320))
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -0.1])
+def test_a_policy_is_shown_no_rate_that_is_none(rate: float) -> None:
+    with pytest.raises(ConfigurationError, match="learning rate is"):
+        LearnedInterval(_Reader(), 320, 0.01).next_interval(at(0, rate))
 
 
 # ---------------------------------------------------------------------------------- simulator

@@ -872,6 +872,75 @@ def test_misuse_is_refused() -> None:
     assert len(optimizer.param_groups) == 1
 
 
+@pytest.mark.parametrize("how", ["held", "thawed", "frozen on the way", "no gradient"])
+def test_a_frozen_bias_leaves_the_curvature_of_the_weights_alone(how: str) -> None:
+    """Exact factors, no damping: the least squares of the weights with the bias as it is."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, generator=generator).double() + 2.0
+    y = torch.randn(60, 4, generator=generator).double()
+    model = nn.Linear(5, 4).double()
+    words: dict[str, Any] = {"damping": 0.0, "kl_clip": None, "fisher": "sampled"}
+    model.bias.requires_grad_(how in ("frozen on the way", "no gradient"))
+    optimizer = KFAC(model, sgd(model, 1.0), **words, inverse_interval=100)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        exact_factors(optimizer, model, x)
+        torch.autograd.backward(half_square(model(x), y))
+        if how == "no gradient":
+            model.bias.grad = None
+        optimizer.step()
+
+    if how == "frozen on the way":  # after a decomposition with the bias, and not due
+        optimizer.param_groups[0]["lr"] = 0.1
+        step()
+        model.bias.requires_grad_(False)
+        optimizer.param_groups[0]["lr"] = 1.0
+    bias = model.bias.detach().clone()
+    step()
+    wanted = torch.linalg.lstsq(x, y - bias).solution.T
+    torch.testing.assert_close(model.weight.detach(), wanted, rtol=0, atol=1e-9)
+    assert torch.equal(model.bias, bias)
+    if how == "thawed":
+        model.bias.requires_grad_(True)
+        step()
+        wanted = torch.linalg.lstsq(torch.cat([x, torch.ones(60, 1).double()], 1), y).solution.T
+        found = torch.cat([model.weight, model.bias[:, None]], 1).detach()
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+
+
+def test_what_an_earlier_kfac_put_into_groups_is_no_value_of_theirs() -> None:
+    model = Small()
+    groups: list[dict[str, Any]] = [{"params": m.parameters()} for m in (model.conv, model.last)]
+    inner = torch.optim.SGD([{**groups[0], "damping": 0.25}, groups[1]], lr=0.1)
+
+    def held() -> list[Any]:
+        return [(group.get("damping"), group.get("kl_clip")) for group in inner.param_groups]
+
+    with pytest.raises(UnknownNameError):
+        KFAC(model, inner, damping=0.5, exclude=("nothing",))
+    with pytest.raises(ConfigurationError, match=r"no nn\.Linear"):
+        KFAC(nn.LayerNorm(3), inner, damping=0.5)
+    assert held() == [(0.25, None), (None, None)]
+    assert "kl_clip" not in inner.param_groups[0]
+    first = KFAC(model, inner, damping=0.5, kl_clip=0.01)
+    first.add_param_group({"params": model.each.parameters()})
+    assert held() == [(0.25, 0.01), (0.5, 0.01), (0.5, 0.01)]
+    with pytest.raises(ConfigurationError, match="damping is -1"):
+        KFAC(model, inner, damping=-1.0)
+    assert held() == [(0.25, 0.01), (0.5, 0.01), (0.5, 0.01)]
+    first.remove_hooks()
+    KFAC(model, inner, damping=0.125, kl_clip=None)
+    assert held() == [(0.25, None), (0.125, None), (0.125, None)]
+
+
+def test_a_refused_kfac_leaves_no_hooks_on_the_model() -> None:
+    model = nn.Sequential(nn.Linear(5, 3), Tied())
+    with pytest.raises(ConfigurationError, match="share a weight"):
+        KFAC(model, sgd(model))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 # --- the experiment -------------------------------------------------------------------------------
 
 

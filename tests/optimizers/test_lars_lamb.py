@@ -253,6 +253,29 @@ def test_a_saved_optimizer_continues_to_the_bit(name: str, dtype: torch.dtype) -
     assert all(torch.equal(p, q) for p, q in zip(whole, resumed, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_lamb_moves_half_precision_as_float32(dtype: torch.dtype) -> None:
+    """The square of a gradient of 0.005, times 1e-3, is 0 in float16; in bfloat16 it is stuck."""
+    moved, held = [], []
+    for kind in (dtype, torch.float32):
+        params = [torch.zeros(4), torch.full((4, 4), 0.5)]  # 0: where half precision is finest
+        params = [p.to(kind) for p in params]
+        optimizer = LAMB(params, lr=0.01, weight_decay=0.0)
+        for step in range(400):
+            for p in params:
+                p.grad = torch.full_like(p, 1.0 if 100 <= step < 110 else 0.005)
+            optimizer.step()
+            if step == 4:
+                moved.append([p.to(torch.float32, copy=True) for p in params])
+            if step == 200:
+                optimizer.load_state_dict(optimizer.state_dict())
+        held.append([optimizer.state[p]["exp_avg_sq"] for p in params])
+    for half, full in zip(*moved, strict=True):
+        torch.testing.assert_close(half, full, rtol=0.02, atol=0.0)
+    for half, full in zip(*held, strict=True):
+        torch.testing.assert_close(half, full, rtol=1e-2, atol=0.0)
+
+
 @pytest.mark.parametrize("name", MAKE)
 def test_two_dtypes_in_one_group_and_a_tensor_rate_train_as_apart(name: str) -> None:
     mixed = [start(torch.float32)[0], start(torch.float64)[2]]

@@ -4,14 +4,18 @@ import copy
 import io
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -21,7 +25,17 @@ from lhopt.benchmarks.experiments.local_sgd_equivalence import (
     mean_iterate_gap,
 )
 from lhopt.core.errors import ConfigurationError
-from lhopt.optimizers import LAMB, InProcess, LocalSGD, stack_workers, unstack_workers
+from lhopt.optimizers import (
+    LAMB,
+    STEERABLE,
+    InProcess,
+    LocalSGD,
+    ProcessGroup,
+    SteerableAdamW,
+    Together,
+    stack_workers,
+    unstack_workers,
+)
 from lhopt.optimizers.contract import check_optimizer
 from lhopt.optimizers.local_sgd import StateRule, SyncState, Transport, nesterov
 from lhopt.optimizers.local_sgd.features import measure_meeting
@@ -497,6 +511,20 @@ def test_an_interval_that_was_set_is_saved() -> None:
     assert other.sync_interval == 2
 
 
+@contextmanager
+def unchanged(optimizer: LocalSGD) -> Iterator[None]:
+    """Nothing is loaded before a state is refused."""
+
+    def state() -> dict[str, Any]:
+        saved = copy.deepcopy(optimizer.state_dict())
+        del saved["local_sgd"]["clock"]["kind"]  # a word, which cannot be compared
+        return saved
+
+    before = state()
+    yield
+    torch.testing.assert_close(state(), before, rtol=0.0, atol=0.0, equal_nan=True)
+
+
 class Alone:
     """A transport without a worker dimension, as `ProcessGroup` is; nobody is at the other end."""
 
@@ -536,11 +564,8 @@ def test_a_state_of_another_run_is_refused(
     other = saved(start())
     drive(other, other.param_groups[0]["params"], range(2))
     optimizer = _stateless(start())
-    before = copy.deepcopy(optimizer.state_dict())
-    with pytest.raises(ConfigurationError, match=match):
+    with unchanged(optimizer), pytest.raises(ConfigurationError, match=match):
         optimizer.load_state_dict(other.state_dict())
-    # nothing was loaded before it was refused
-    torch.testing.assert_close(optimizer.state_dict(), before, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def test_a_worker_between_meetings_is_no_start_for_another_number_of_workers() -> None:
@@ -767,3 +792,155 @@ def test_a_state_shown_to_schedules_cannot_be_changed() -> None:
     assert replace(state, step=3).step == 3
     with pytest.raises(AttributeError):
         state.step = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("outer", [None, nesterov(1.0, 0.0)], ids=["average", "outer"])
+def test_memory_that_is_out_of_order_meets_as_other_memory_does(outer: Any) -> None:
+    """A convolution in channels_last, and a transposed matrix; workers of one process, or one."""
+
+    def strided(x: Tensor) -> Tensor:
+        return (
+            x.contiguous(memory_format=torch.channels_last)
+            if x.dim() == 4
+            else x.mT.contiguous().mT
+        )
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 2, 4, 5), (3, 4))
+    drawn = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    found = []
+    for change in (torch.clone, strided):
+        alone = [change(x) for x in drawn]
+        drive(LocalSGD(sgd(alone), Every(2), Alone(), outer=outer), alone, range(4))
+        stacked = [change(x[:1].expand_as(x).contiguous()) for x in drawn]
+        drive(LocalSGD(sgd(stacked), Every(2), InProcess(3), outer=outer), stacked, range(4))
+        found.append([*alone, *stacked])
+    assert not any(p.is_contiguous() for p in found[1])
+    for p, q in zip(*found, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+def _together(first: list[Tensor], second: list[Tensor]) -> Together:
+    return Together(torch.optim.SGD(first, 0.05), torch.optim.AdamW(second, 0.01))
+
+
+@pytest.mark.parametrize("size", [6, 5], ids=["alike", "other shape"])
+def test_a_group_that_goes_to_the_first_of_several_children_is_the_new_one(size: int) -> None:
+    """`Together` lists groups child by child, so that the last parameters are old ones."""
+    w, v, new = torch.zeros(4), torch.ones(6), torch.full((size,), 5.0)
+
+    def make(*first: Tensor) -> LocalSGD:
+        return LocalSGD(_together([*first], [v]), Every(1), Alone(), outer=nesterov(0.5, 0.0))
+
+    optimizer = make(w)
+    optimizer.add_param_group({"params": [new], "dampening": 0})
+    for p in (w, v, new):
+        p.grad = torch.ones_like(p)
+    optimizer.step()  # of which the outer step takes half
+    for p, wanted in ((w, -0.025), (v, 1.0 - 0.005 - 0.5e-4), (new, 4.975)):
+        torch.testing.assert_close(p, torch.full_like(p, wanted))
+    saved = copy.deepcopy(optimizer.state_dict())
+    again = make(w)
+    again.add_param_group({"params": [new], "dampening": 0})
+    again.load_state_dict(saved)
+    assert again.rounds == 1
+
+
+def test_a_state_whose_groups_were_added_in_another_order_is_refused() -> None:
+    """Of equal shapes, global points would change places."""
+    w, v, new = torch.zeros(6), torch.ones(6), torch.full((6,), 5.0)
+    optimizer = LocalSGD(_together([w], [v]), Every(1), Alone())
+    optimizer.add_param_group({"params": [new], "dampening": 0})
+    saved = optimizer.state_dict()
+    groups = [{"params": [w]}, {"params": [new]}]
+    inner = Together(torch.optim.SGD(groups, 0.05), torch.optim.AdamW([v], 0.01))
+    other = LocalSGD(inner, Every(1), Alone())
+    with pytest.raises(ConfigurationError, match=r"order \[0, 2, 1\].*order \[0, 1, 2\]"):
+        other.load_state_dict(saved)
+    del saved["local_sgd"]["order"]  # a checkpoint of before
+    optimizer.load_state_dict(saved)
+
+
+def test_a_refused_group_is_in_no_child_either() -> None:
+    inner = _together([torch.zeros(4)], [torch.ones(6)])
+    optimizer = LocalSGD(inner, Every(1), Alone())
+    whole = torch.ones(3, dtype=torch.int64)
+    for params in (whole, [whole], iter([whole])):
+        with pytest.raises(ConfigurationError, match=r"is torch\.int64; LocalSGD averages"):
+            optimizer.add_param_group({"params": params, "dampening": 0})
+    assert [len(child.param_groups) for child in inner.children] == [1, 1]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["", "of before"])
+@pytest.mark.parametrize(
+    ("saved", "here"),
+    [(PostLocal(16), Listed(2)), (PowerInterval(2.0), QuadraticSync(0.3))],
+    ids=["with memories", "without"],
+)
+def test_a_state_of_another_schedule_is_refused_before_anything_is_loaded(
+    saved: Any, here: Any, known: bool
+) -> None:
+    def make(schedule: Any) -> LocalSGD:
+        inner = torch.optim.SGD(start(), 0.05, momentum=0.9)
+        return LocalSGD(inner, schedule, InProcess(P))
+
+    first, other = make(saved), make(here)
+    drive(first, first.param_groups[0]["params"], range(3))
+    state = first.state_dict()
+    if not known:  # a checkpoint of before names no schedule: its memory tells
+        del state["local_sgd"]["clock"]["kind"]
+        if state["local_sgd"]["clock"]["schedule"] is None:
+            other.load_state_dict(state)
+            return
+    told = "of the schedule P" if known else "holds highest, switched, which Listed cannot load"
+    with unchanged(other), pytest.raises(ConfigurationError, match=told):
+        other.load_state_dict(state)
+
+
+def test_a_state_whose_outer_groups_differ_is_refused_before_anything_is_loaded() -> None:
+    params, late = start(), torch.zeros(P, 2, dtype=torch.float64)
+    optimizer = _stateless(params, outer=nesterov())
+    optimizer.add_param_group({"params": [late]})
+    saved = optimizer.state_dict()
+    groups = [{"params": params}, {"params": [late]}]
+    other = LocalSGD(torch.optim.SGD(groups, 0.05), Every(2), InProcess(P), outer=nesterov())
+    with (
+        unchanged(other),
+        pytest.raises(ConfigurationError, match=r"groups of \[3, 1\] parameters, .* \[4\]"),
+    ):
+        other.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["", "in Together"])
+def test_a_reset_forgets_moments_and_spares_the_weight_average(wrapped: bool) -> None:
+    p = torch.ones(3, 3)
+    steerable = SteerableAdamW([p], lr=0.0, rule=replace(STEERABLE, average=1.0, clip=False))
+    inner = Together(steerable) if wrapped else steerable
+    optimizer = LocalSGD(inner, Every(2), Alone(), state_rule="reset")
+    seen = []
+    for step in range(6):
+        p.fill_(float(step))
+        p.grad = torch.ones(3, 3)
+        optimizer.step()
+        seen.append(float(step))
+        average = steerable.average(p)
+        assert average is not None
+        torch.testing.assert_close(average, torch.full_like(p, sum(seen) / len(seen)))
+        assert (steerable.momentum(p) is None) == (step % 2 == 1)  # they have just met
+    drive(optimizer, [p], range(1))
+    torch.testing.assert_close(steerable.momentum(p), p.grad)  # bias correction anew
+    plain = torch.optim.Adam([p])
+    optimizer = LocalSGD(plain, Every(2), Alone(), state_rule="reset")
+    drive(optimizer, [p], range(2))
+    assert not plain.state
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, pickle.dumps])
+def test_a_process_group_is_no_thing_to_copy(how: Callable[[Any], Any], tmp_path: Path) -> None:
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        optimizer = LocalSGD(torch.optim.SGD([torch.ones(3)], 0.1), Every(2), ProcessGroup())
+        with pytest.raises(ConfigurationError, match=r"ProcessGroup, .* cannot be copied"):
+            how(optimizer)
+    finally:
+        dist.destroy_process_group()

@@ -468,6 +468,39 @@ def test_augmentation_strength_moves_to_its_closed_form_optimum_in_full(figure: 
     check_noise(figure, (0.2, 3.0), 2000)
 
 
+@pytest.mark.parametrize("variant", ["delta", "stn"])
+def test_frozen_layers_and_biases_stay_as_they_are_and_respond_to_nothing(variant: str) -> None:
+    model = network()
+    for p in (*model[0].parameters(), model[2].bias):
+        p.requires_grad_(False)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    space = HyperSpace().register("log_weight_decay", -4.0, scope="batch", scale=0.5)
+    convert(model, space)
+    assert type(model[0]) is nn.Linear
+    tuner = SelfTuner(model, space, train_loss, valid_loss, sgd, variant=variant)  # type: ignore[arg-type]
+    run(tuner, list(batches(1, 12)), list(batches(2, 12)))
+    after = plain_state_dict(model)
+    assert {name for name in before if torch.equal(before[name], after[name])} == {
+        "0.weight", "0.bias", "2.bias",
+    }  # fmt: skip
+    model[2].weight.requires_grad_(False)  # frozen on the way: its response goes on
+    if variant == "stn":
+        run(tuner, list(batches(3, 2)), list(batches(4, 2)))
+
+
+def test_layers_frozen_after_conversion_are_refused() -> None:
+    space = HyperSpace().register("log_weight_decay", -4.0, scope="batch")
+    model = convert(network(), space)
+    model[2].bias.requires_grad_(False)
+    with pytest.raises(
+        ConfigurationError, match=r"bias of the module '2' is frozen .* before conv"
+    ):
+        SelfTuner(model, space, train_loss, valid_loss, sgd)
+    whole = network().requires_grad_(False)
+    with pytest.raises(ConfigurationError, match="and frozen ones, are left as they are"):
+        convert(whole, HyperSpace().register("log_weight_decay", -4.0, scope="batch"))
+
+
 def check_digits(figure: Figure, seeds: tuple[int, ...], grid: tuple[float, ...]) -> None:
     found = experiments.digits(seeds, grid=grid)
     best = min(found.constant, key=found.constant.__getitem__)

@@ -799,3 +799,121 @@ def test_the_average_of_a_parameter_is_what_averaged_weights_puts_in() -> None:
     plain = SteerableAdamW(net.parameters(), rule=replace(STEERABLE, average=0.0))
     plain.step()
     assert plain.average(net.weight) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [8, 257], ids=["packed", "alone"])
+def test_the_average_of_half_precision_follows_as_float64s_does(
+    size: int, dtype: torch.dtype
+) -> None:
+    """Weights stand at 1 for 200 steps and then at 1.125; and the second moment decays."""
+    held = []
+    for kind in (dtype, torch.float64):
+        p = torch.ones(size, size).to(kind)
+        optimizer = SteerableAdamW([p], lr=0.0, rule=replace(STEERABLE, ns_steps=0))
+        for step in range(1200 if size == 8 else 300):
+            p.fill_(1.0 if step < 200 else 1.125)
+            p.grad = torch.full_like(p, 1.0 if step < 100 else 2.0**-10)
+            optimizer.step()
+        average = optimizer.average(p)
+        assert average is not None
+        held.append((average.double(), optimizer.state[p]["exp_avg_sq"].double()))
+    for half, full in zip(*held, strict=True):
+        torch.testing.assert_close(half, full, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_checkpoint_of_before_with_half_averages_goes_on_in_float32(dtype: torch.dtype) -> None:
+    net = _network(dtype)
+    optimizer = SteerableAdamW(net.parameters())
+    _train(net, optimizer, range(4))
+    saved = optimizer.state_dict()
+    keys = ("exp_avg", "exp_avg_sq", "average")
+    old = {
+        i: {k: v.to(dtype) if k in keys else v for k, v in state.items()}
+        for i, state in saved["state"].items()
+    }
+    del saved["rule"]
+    resumed = SteerableAdamW(net.parameters())
+    resumed.load_state_dict({**saved, "state": old})
+    _train(net, resumed, range(4, 6))
+    for p in net.parameters():
+        assert all(resumed.state[p][key].dtype is torch.float32 for key in keys)
+
+
+@pytest.mark.parametrize("words", [{"trust_power": 1.0}, {"average": 0.5}, {"clip": False}])
+def test_a_state_whose_rule_differs_in_what_it_does_not_hold_is_refused(
+    words: dict[str, Any],
+) -> None:
+    params = start(0)
+    optimizer, other = (
+        SteerableAdamW(params),
+        SteerableAdamW(params, rule=replace(STEERABLE, **words)),
+    )
+    drive(optimizer, params, range(2))
+    (name,) = words
+    with pytest.raises(ConfigurationError, match=f"another rule \\({name} was"):
+        other.load_state_dict(optimizer.state_dict())
+    assert not other.state
+    before = {key: value for key, value in optimizer.state_dict().items() if key != "rule"}
+    SteerableAdamW(params).load_state_dict(before)
+
+
+def test_a_rule_saved_before_a_field_existed_had_its_default() -> None:
+    params = start(0)
+    optimizer = SteerableAdamW(params)
+    saved = optimizer.state_dict()
+    del saved["rule"]["relative_eps"]  # False, its default
+    SteerableAdamW(params).load_state_dict(saved)
+    with pytest.raises(ConfigurationError, match="relative_eps was False and is True here"):
+        SteerableAdamW(params, rule=replace(STEERABLE, relative_eps=True)).load_state_dict(saved)
+
+
+def test_a_state_of_another_optimizer_that_never_stepped_is_refused() -> None:
+    params = start(0)
+    with pytest.raises(ConfigurationError, match="has no betas, eps, clip_ratio: it is of another"):
+        SteerableAdamW(params).load_state_dict(torch.optim.SGD(params, lr=0.1).state_dict())
+
+
+def test_what_a_state_lost_has_no_momentum_and_no_entry_is_made() -> None:
+    params = start(0)
+    optimizer = SteerableAdamW(params)
+    drive(optimizer, params, range(2))
+    optimizer.state.clear()
+    assert optimizer.momentum(params[0]) is None
+    assert optimizer.adam_like(params[0]) is None
+    assert not optimizer.state
+
+
+def _held_bytes(optimizer: torch.optim.Optimizer) -> int:
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["", "resumed"])
+def test_parameters_that_leave_a_pack_keep_no_memory_but_their_own(resumed: bool) -> None:
+    """Layers that are frozen one after another: checkpoints stay as large as the state."""
+    params = [torch.randn(16, 16, generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    optimizer = SteerableAdamW(params)
+    momenta = []
+    for frozen in range(8):
+        for i, p in enumerate(params):
+            p.grad = None if i < frozen else gradient(p, frozen)
+        optimizer.step()
+        momenta.append(optimizer.momentum(params[0]))
+        if resumed:
+            file = io.BytesIO()
+            torch.save(optimizer.state_dict(), file)
+            file.seek(0)
+            optimizer = SteerableAdamW(params)
+            optimizer.load_state_dict(torch.load(file, weights_only=True))
+    assert _held_bytes(optimizer) == sum(3 * 4 * p.numel() for p in params)
+    if not resumed:  # of a parameter without a gradient, momentum is as of its own last step
+        first, *others = [m for m in momenta if m is not None]
+        assert len(others) == 7
+        assert all(torch.equal(first, other) for other in others)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lhopt.core.errors import ConfigurationError
-from lhopt.optimizers import KFAC
+from lhopt.optimizers import KFAC, InProcess, LocalSGD
+from lhopt.optimizers.local_sgd import ConstantInterval
 from lhopt.optimizers.together import Together, muon_with_adamw
 
 torch.set_num_threads(1)
@@ -121,6 +122,39 @@ def test_kfac_around_it_shares_its_groups_after_a_load_too() -> None:
     optimizer.param_groups[0]["lr"] = 0.25
     assert isinstance(optimizer.inner, Together)
     assert optimizer.inner.children[0].param_groups[0]["lr"] == 0.25
+
+
+def _facades() -> dict[str, torch.optim.Optimizer]:
+    model, stacked = net(), [nn.Parameter(torch.ones(2, 3))]
+    return {
+        "together": muon_with_adamw(net().parameters()),
+        "kfac": KFAC(model, torch.optim.SGD(model.parameters(), lr=0.1)),
+        "local sgd": LocalSGD(torch.optim.SGD(stacked, 0.1), ConstantInterval(2), InProcess(2)),
+        "torch": torch.optim.SGD(net().parameters(), lr=0.1),
+    }
+
+
+@pytest.mark.parametrize("kind", ["together", "kfac", "local sgd", "torch"])
+def test_hooks_on_saving_and_loading_run_as_torchs_do(kind: str) -> None:
+    optimizer = _facades()[kind]
+    heard: list[str] = []
+
+    def listen(word: str) -> Any:
+        return lambda *_: heard.append(word)
+
+    optimizer.register_state_dict_pre_hook(listen("before saving"))
+    optimizer.register_state_dict_post_hook(listen("after saving"))
+    optimizer.register_state_dict_post_hook(lambda _, state: {**state, "note": 1})
+    optimizer.register_load_state_dict_pre_hook(listen("before loading"))
+    optimizer.register_load_state_dict_pre_hook(
+        lambda _, state: {key: state[key] for key in state if key != "note"}
+    )
+    optimizer.register_load_state_dict_post_hook(listen("after loading"))
+    saved = optimizer.state_dict()
+    assert saved["note"] == 1
+    optimizer.load_state_dict(saved)
+    assert saved["note"] == 1
+    assert heard == ["before saving", "after saving", "before loading", "after loading"]
 
 
 @pytest.mark.parametrize("lr", [-1.0, float("nan")])
