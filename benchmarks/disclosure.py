@@ -116,7 +116,9 @@ def text(disclosed: Mapping[str, Any]) -> str:
     lines = [
         f"Code: commit {disclosed['commit'] or 'unknown (not a checkout)'}; Python "
         f"{disclosed['python']}, torch {disclosed['torch']}, {disclosed['machine']}, "
-        f"{disclosed['cores']} cores, {disclosed['torch_threads_per_process']} torch thread(s)."
+        f"{disclosed['cores']} cores, {disclosed['torch_threads_per_process']} torch thread(s), of "
+        "this report; rows that were read back may be of earlier commits, at which all that their "
+        "stamp names was the same."
     ]
     for name, tier in disclosed["tiers"].items():
         tasks = ", ".join(f"{task['task']} {task['steps']}" for task in tier["tasks"])

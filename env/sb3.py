@@ -45,6 +45,9 @@ class Sb3VecEnv(VecEnv):
             divisor, so the gradient is no longer unbiased. At 0, those whose reward answers
             most to a small difference of loss outweigh the others (normalised per group of runs,
             as in GRPO: Shao et al., 2024, arXiv:2402.03300).
+        lean: Standard deviation of how each run leans in each head (`policy.learner.Leaning`), told
+            in the last columns of an observation; with 0 there are none.
+        lean_turn: Probability, at each decision, that a run leans another way from then on.
 
     Raises:
         ConfigurationError: The environment resets in another mode, has no buckets where `baseline`
@@ -59,6 +62,8 @@ class Sb3VecEnv(VecEnv):
         seed: int = 0,
         bounds: tuple[float, float] | None = None,
         floor: float = 0.0,
+        lean: float = 0.0,
+        lean_turn: float = 0.0,
     ) -> None:
         if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
             raise ConfigurationError(
@@ -86,7 +91,20 @@ class Sb3VecEnv(VecEnv):
         self._discrete = isinstance(space, spaces.Discrete)
         if isinstance(space, spaces.Discrete):
             space = spaces.MultiDiscrete([space.n])
-        super().__init__(env.num_envs, env.single_observation_space, space)
+        self.lean, self.lean_turn = lean, lean_turn
+        seen: spaces.Space[Any] = env.single_observation_space
+        #: Last columns of an observation, which say how a run leans.
+        self.leans = 0
+        if lean:
+            assert isinstance(seen, spaces.Box)
+            assert isinstance(space, spaces.MultiDiscrete)
+            self.leans = len(space.nvec)
+            more = np.full(self.leans, np.inf, np.float32)
+            low, high = np.concatenate([seen.low, -more]), np.concatenate([seen.high, more])
+            seen = spaces.Box(low, high, dtype=np.float32)
+        super().__init__(env.num_envs, seen, space)
+        self._rng = np.random.default_rng([seed, 2])
+        self._leaning = np.zeros((env.num_envs, self.leans))
         self._order: IntArray = np.random.default_rng([seed, 1]).permutation(env.num_envs)
         self._inverse: IntArray = np.argsort(self._order)
         self._actions: IntArray = np.zeros((env.num_envs, 1), np.int64)
@@ -105,15 +123,25 @@ class Sb3VecEnv(VecEnv):
 
         Tasks, frontiers and the order of rows stay those of that one.
         """
-        self._reseed = seed
+        self._reseed, self._rng = seed, np.random.default_rng([seed, 2])
 
     def reset(self) -> VecEnvObs:
         """Start new episodes everywhere."""
         seed, self._reseed = self._reseed, None
         observation, _ = self.env.reset(seed=seed)
         self._length[:] = 0
-        rows: FloatArray = observation[self._order]
+        self._lean_anew(np.ones(self.num_envs, bool))
+        rows: FloatArray = self._told(observation)[self._order]
         return rows
+
+    def _lean_anew(self, who: BoolArray) -> None:
+        if self.leans:
+            drawn = self.lean * self._rng.normal(size=self._leaning.shape)
+            self._leaning[who] = drawn[who]
+
+    def _told(self, observation: FloatArray) -> FloatArray:
+        """Observations with how each run leans."""
+        return np.concatenate([observation, self._leaning.astype(observation.dtype)], axis=1)
 
     def step_async(self, actions: IntArray) -> None:
         """Keep the actions for `step_wait`."""
@@ -131,18 +159,21 @@ class Sb3VecEnv(VecEnv):
         if self.floor:
             seen = self._scaled(seen, terminated, self.floor)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        last = self._told(info["final_obs"]) if terminated.any() else observation
         for i in np.flatnonzero(terminated):
             infos[i] = {
-                "terminal_observation": info["final_obs"][i],
+                "terminal_observation": last[i],
                 "TimeLimit.truncated": False,
                 "episode": {"r": float(reward[i]), "l": int(self._length[i]), "t": 0.0},
                 **{name: info[name][i] for name in ("final_loss", "task") if name in info},
             }
             self.finished.append((str(infos[i].get("task", "")), float(reward[i])))
         self._length[terminated] = 0
+        turns = self._rng.random(self.num_envs) < self.lean_turn if self.lean_turn else terminated
+        self._lean_anew(terminated | turns)
         order = self._order
         return (
-            observation[order],
+            self._told(observation)[order],
             seen[order].astype(np.float32),
             terminated[order],
             [infos[i] for i in order],
@@ -174,6 +205,7 @@ class Sb3VecEnv(VecEnv):
             "env": self.env.state(),
             "reseed": self._reseed,
             "length": self._length.copy(),
+            "leaning": (self._leaning.copy(), self._rng.bit_generator.state),
             "finished": list(self.finished),
         }
 
@@ -182,6 +214,9 @@ class Sb3VecEnv(VecEnv):
         self.env.load_state(state["env"])
         self._reseed = state.get("reseed")
         self._length = state["length"].copy()
+        leaning, generator = state["leaning"]
+        self._leaning = leaning.copy()
+        self._rng.bit_generator.state = generator
         self.finished.extend(state["finished"])
 
     def close(self) -> None:

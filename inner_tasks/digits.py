@@ -34,7 +34,7 @@ class DigitsMLP(SupervisedFamily):
     name = "digits-mlp"
     dataset = "digits"
     architecture = "mlp"
-    selection = "best"  # at a held-out length, twice the steps gained the baseline nothing
+    selection = "best"  # at a held-out length, twice the steps gained one setting nothing
     settings: ClassVar[Settings] = {
         "width": (32, (16, 24, 32, 48, 64)),
         "depth": (1, (1, 2, 3)),
@@ -63,7 +63,7 @@ class DigitsCNN(SupervisedFamily):
     name = "digits-cnn"
     dataset = "digits"
     architecture = "cnn"
-    selection = "best"  # at a held-out length, twice the steps gained the baseline nothing
+    selection = "best"  # at a held-out length, twice the steps gained one setting nothing
     settings: ClassVar[Settings] = {
         "width": (8, (4, 6, 8, 12)),
         "depth": (2, (1, 2, 2)),

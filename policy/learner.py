@@ -13,6 +13,8 @@ Two changes, numerically equal to the original (tests hold them against it), and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,12 +45,14 @@ class PaddedCategorical(MultiCategoricalDistribution):
         starts = torch.tensor([0, *torch.tensor(action_dims).cumsum(0)[:-1].tolist()])
         self.index = (starts[:, None] + rows.clamp(max=width - 1)).where(self.mask, 0)
         self.log_p = torch.zeros(0)
-        #: Added to the log-probabilities of what is drawn, not of what is reported; see `Leaning`.
+        #: Added to log-probabilities; see `Leaning`.
         self.tilt: Tensor | None = None
 
     def proba_distribution(self, action_logits: Tensor) -> PaddedCategorical:
         """Take `(batch, sum of choices)` logits."""
         padded = action_logits[:, self.index.to(action_logits.device)]
+        if self.tilt is not None:
+            padded = padded + self.tilt
         padded = padded.masked_fill(~self.mask.to(padded.device), -torch.inf)
         self.log_p = padded - padded.logsumexp(-1, keepdim=True)
         return self
@@ -68,8 +72,7 @@ class PaddedCategorical(MultiCategoricalDistribution):
     def sample(self) -> Tensor:
         """`(batch, heads)` drawn indices (Gumbel's trick)."""
         noise = -torch.empty_like(self.log_p).exponential_().log()
-        tilted = self.log_p if self.tilt is None else self.log_p + self.tilt
-        return (tilted + noise).argmax(-1)
+        return (self.log_p + noise).argmax(-1)
 
     def mode(self) -> Tensor:
         """`(batch, heads)` likeliest indices."""
@@ -80,47 +83,33 @@ class Leaning:
     """A preference for up or down in each control that a run keeps to its end, or for long.
 
     Noise that a policy corrects in its next decisions dies out, and what a lasting change comes to
-    never shows. So each run draws, per control, z from a normal distribution when it begins, and z
-    times a move's octaves (within one) is added to the move's log-probability when actions are
-    drawn. Their reported probability is without it: actions of a run then lean the same way
-    together, and what they came to counts for all of them. State-dependent exploration holds its
-    noise over many steps and reports the marginal probability too (gSDE: Raffin et al., 2021,
-    arXiv:2005.05719).
+    never shows. So each run draws, per control, z from a normal distribution when it begins
+    (`env.sb3.Sb3VecEnv`), and z times a move's octaves (within one) is added to the move's
+    log-probability. z stands in the last columns of the observation: the probability that is
+    reported, in rollouts and in updates, is that of the policy which leans so, and the critic knows
+    how. With the policy's own in its place each decision would be credited with what the same run's
+    others did because they lean the same way.
 
     Args:
         controls: What the heads steer, in order.
-        scale: Standard deviation of z.
-        turn: Probability that a run draws z anew before a decision. With 0 it tries more or less
-            of a control alone; else, too, more of it first and less later.
-
-    Attributes:
-        z: `(runs, heads)`, or None before the first runs begin.
     """
 
-    def __init__(self, controls: tuple[Control, ...], scale: float, turn: float = 0.0) -> None:
-        self.scale, self.turn = scale, turn
+    def __init__(self, controls: tuple[Control, ...]) -> None:
         width = max(len(control.choices) for control in controls)
         octaves = torch.zeros(len(controls), width)
         for row, control in zip(octaves, controls, strict=True):
             moves = torch.from_numpy(control.deltas / np.log(2.0)).clamp(-1.0, 1.0)
             row[: len(moves)] = moves
         self._octaves = octaves
-        self.z: Tensor | None = None
 
-    def tilt(self, starts: Tensor) -> Tensor:
-        """What to add to log-probabilities, `(runs, heads, most choices)`.
+    def tilt(self, observation: Tensor) -> Tensor:
+        """What to add to log-probabilities, `(batch, heads, most choices)`.
 
         Args:
-            starts: `(runs,)`, not 0 where a run begins.
+            observation: `(batch, columns)`, z last.
         """
-        drawn = self.scale * torch.randn(len(starts), len(self._octaves))
-        if self.z is None or len(self.z) != len(starts):
-            self.z = drawn
-        anew = starts.cpu().bool()
-        if self.turn:
-            anew = anew | (torch.rand(len(starts)) < self.turn)
-        self.z = torch.where(anew[:, None], drawn, self.z)
-        return self.z[:, :, None] * self._octaves
+        octaves = self._octaves.to(observation)
+        return observation[:, -len(octaves) :, None] * octaves
 
 
 class HyperparameterPolicy(RecurrentActorCriticPolicy):
@@ -137,8 +126,7 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         hold: Initial probability of each no-op.
         n_features: Leading columns of the observation that the actor reads; the critic reads all.
             None gives the actor all as well.
-        lean: Standard deviation of `Leaning`; 0 draws every decision anew.
-        lean_turn: Probability that a run leans another way from a decision on.
+        leans: Whether the last columns of the observation say how a run leans; see `Leaning`.
         **kwargs: As in sb3-contrib's policy.
     """
 
@@ -151,12 +139,11 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         controls: tuple[Control, ...] = (),
         hold: float = 0.7,
         n_features: int | None = None,
-        lean: float = 0.0,
-        lean_turn: float = 0.0,
+        leans: bool = False,
         **kwargs: Any,
     ) -> None:
         self._controls, self._hold = controls, hold
-        self.leaning = Leaning(controls, lean, lean_turn) if lean else None
+        self.leaning = Leaning(controls) if leans else None
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         if n_features is not None and n_features < self.features_dim:
             wide = self.lstm_actor
@@ -182,11 +169,29 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         """As in sb3-contrib, which calls it for rollouts alone; leaning, if that is on."""
-        assert isinstance(self.action_dist, PaddedCategorical)
-        if self.leaning and not deterministic:
-            self.action_dist.tilt = self.leaning.tilt(episode_starts).to(obs.device)
-        try:
+        with self.leaning_as(obs, leans=not deterministic):
             return super().forward(obs, lstm_states, episode_starts, deterministic)
+
+    def evaluate_actions(  # type: ignore[override]  # as sb3-contrib's
+        self, obs: Tensor, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As in sb3-contrib: values, log-probabilities and entropy; of runs that lean."""
+        with self.leaning_as(obs):
+            return super().evaluate_actions(obs, actions, lstm_states, episode_starts)
+
+    @contextmanager
+    def leaning_as(self, obs: Tensor, *, leans: bool = True) -> Iterator[None]:
+        """While distributions are those of runs that lean as observations say.
+
+        Args:
+            obs: Of the distributions to come.
+            leans: False changes nothing.
+        """
+        assert isinstance(self.action_dist, PaddedCategorical)
+        if self.leaning and leans:
+            self.action_dist.tilt = self.leaning.tilt(obs)
+        try:
+            yield
         finally:
             self.action_dist.tilt = None
 

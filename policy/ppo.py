@@ -28,7 +28,7 @@ from ..core.errors import ConfigurationError, ResumeError
 from ..env.sb3 import Sb3VecEnv
 from .artifact import Artifact, save
 from .imitation import ACTOR
-from .learner import HyperparameterPolicy, Leaning
+from .learner import HyperparameterPolicy
 
 logger = logging.getLogger("lhopt")
 
@@ -38,6 +38,8 @@ A = TypeVar("A", bound=Artifact)
 CHECKPOINT = "checkpoint.pt"
 #: In a training's folder: one line of JSON per evaluation.
 CURVE = "curve.jsonl"
+#: Of what leaning means. 2: it is seen, and what is reported leans.
+LEANING_VERSION = 2
 #: Horizon of the averaged weights, as a share of the updates so far.
 AVERAGED = 0.2
 #: Updates of the actor with a smaller rate, at its beginning.
@@ -133,6 +135,8 @@ class PPOConfig:
     def fingerprint(self) -> str:
         """Equal for configurations that give the same training; `updates` is not part of it."""
         row = {k: v for k, v in self.to_json().items() if k not in FREE}
+        if self.lean:
+            row["leaning"] = LEANING_VERSION
         return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -238,8 +242,7 @@ class PPOTrainer(ABC, Generic[A]):
             policy_kwargs={
                 "controls": controls,
                 "n_features": n_features,
-                "lean": config.lean,
-                "lean_turn": config.lean_turn,
+                "leans": bool(config.lean),
                 "lstm_hidden_size": config.lstm,
                 "net_arch": {"pi": [config.lstm], "vf": [config.lstm]},
                 "enable_critic_lstm": True,
@@ -330,9 +333,9 @@ class PPOTrainer(ABC, Generic[A]):
         return self.averaged, self.update
 
     @property
-    def _leaning(self) -> Leaning | None:
-        assert isinstance(self.model.policy, HyperparameterPolicy)
-        return self.model.policy.leaning
+    def _leans(self) -> int:
+        """Columns of an observation that say how a run leans; the last ones."""
+        return self.vec.leans
 
     @property
     def per_update(self) -> int:
@@ -398,7 +401,7 @@ class PPOTrainer(ABC, Generic[A]):
             "critic": self.critic_version(),
             "curve": self.curve,
             "seconds": self.seconds,
-            "leaning": self._leaning and self._leaning.z,
+            "leans": self._leans,
             "last": (model._last_obs, model._last_episode_starts, model._last_lstm_states),
             "env": pickle.dumps(self.vec.state()),
             # SB3's buffers draw from numpy's legacy generator
@@ -425,8 +428,6 @@ class PPOTrainer(ABC, Generic[A]):
         self.started, self.parent = state["started"], state.get("parent")
         model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
         model._last_obs, model._last_episode_starts, model._last_lstm_states = state["last"]
-        if self._leaning:
-            self._leaning.z = state["leaning"]
         self.vec.load_state(pickle.loads(state["env"]))
         self._cut_curve()
         python, legacy, torch_state = state["random"]

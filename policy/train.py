@@ -147,6 +147,8 @@ class Trainer(PPOTrainer[Policy]):
             seed=config.seed,
             bounds=config.reward_bounds,
             floor=config.reward_floor,
+            lean=config.lean,
+            lean_turn=config.lean_turn,
         )
         super().__init__(config, folder, vec, self.env_config.controls, len(FEATURES))
         self.config: TrainConfig = config
@@ -192,8 +194,16 @@ class Trainer(PPOTrainer[Policy]):
         told = self._begin_from(load(folder / f"{state['config']['name']}.json"))
         critic = {k: v for k, v in state["policy"].items() if not k.startswith(ACTOR)}
         mine = self.model.policy.state_dict()
+        # how a run leans is told in the last columns; none are in checkpoints of before
+        seen = critic[READS_TASK]
+        rest, leaning = seen.split(
+            [seen.shape[1] - state.get("leans", 0), state.get("leans", 0)], 1
+        )
         if self.config.privileged and state["config"].get("privileged"):
-            critic[READS_TASK] = self._by_my_tasks(critic[READS_TASK], state["tasks"], folder)
+            rest = self._by_my_tasks(rest, state["tasks"], folder)
+        if leaning.shape[1] != self._leans:
+            leaning = seen.new_zeros(len(seen), self._leans)
+        critic[READS_TASK] = torch.cat([rest, leaning], 1)
         other = [k for k, v in critic.items() if k not in mine or mine[k].shape != v.shape]
         if other or len(critic) != sum(not k.startswith(ACTOR) for k in mine):
             raise ConfigurationError(
@@ -211,7 +221,8 @@ class Trainer(PPOTrainer[Policy]):
         """
         places = {task: i for i, task in enumerate(dict.fromkeys(str(row[0]) for row in theirs))}
         names = list(dict.fromkeys(str(row[0]) for row in self._tasks()))
-        start, width = len(FEATURES), self.model.policy.state_dict()[READS_TASK].shape[1]
+        width = self.model.policy.state_dict()[READS_TASK].shape[1] - self._leans
+        start = len(FEATURES)
         mine = len(names) if len(names) <= MAX_TASKS else FAMILY_CODES
         # by its width: in how many tasks it is told each of them has changed
         n = weight.shape[1] - (width - mine)

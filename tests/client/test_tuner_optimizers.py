@@ -271,7 +271,7 @@ def test_a_wrapper_without_hooks_is_refused_before_anything_moves(job: Any, poli
         def __init__(self, optimizer: torch.optim.Optimizer) -> None:
             self.optimizer = optimizer
 
-        param_groups = property(lambda self: self.optimizer.param_groups)  # type: ignore[assignment]
+        param_groups = property(lambda self: self.optimizer.param_groups)
 
     optimizer = torch.optim.AdamW(job.groups())
     with pytest.raises(ConfigurationError, match=r"a Wrapper;.* pass the wrapped one"):

@@ -218,7 +218,7 @@ def test_losses_reported_inside_a_closure_count_as_if_reported_after_the_step(
                 loss: torch.Tensor = job.loss(step)
                 if inside:
                     tuner.report(loss)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 return loss
 
             loss = optimizer.step(closure)

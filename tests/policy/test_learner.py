@@ -75,71 +75,71 @@ def test_the_first_policy_mostly_holds() -> None:
     torch.testing.assert_close(p.sum(-1), torch.ones(4, 2))
 
 
-def test_a_run_that_leans_goes_one_way_and_says_what_the_policy_says() -> None:
-    """Actions are drawn tilted; their log-probability is the policy's own."""
+def test_a_run_that_leans_goes_one_way_and_says_with_what_probability() -> None:
     torch.manual_seed(0)
     controls = get_controls(["learning_rate", "eps", "clip_ratio"])
     runs = 500
     policy = HyperparameterPolicy(
-        spaces.Box(-3, 3, (7,), np.float32),
+        spaces.Box(-3, 3, (10,), np.float32),
         spaces.MultiDiscrete([len(c.choices) for c in controls]),
         lambda _: 1e-3,
         controls=controls,
-        lean=0.7,
+        n_features=7,
+        leans=True,
         lstm_hidden_size=8,
         enable_critic_lstm=True,
     )
     zeros = (torch.zeros(1, runs, 8), torch.zeros(1, runs, 8))
-    states, observation = RNNStates(zeros, zeros), torch.randn(runs, 7)
-    moved = torch.zeros(runs, len(controls))
-    leaning = policy.leaning
-    assert leaning is not None
+    z = 0.7 * torch.randn(runs, 3)
+    states, observation = RNNStates(zeros, zeros), torch.cat([torch.randn(runs, 7), z], 1)
+    octaves = torch.zeros(3, max(len(c.choices) for c in controls))
+    for row, control in zip(octaves, controls, strict=True):
+        deltas = torch.from_numpy(control.deltas / np.log(2.0)).float()
+        row[: len(deltas)] = deltas.clamp(-1.0, 1.0)
+    moved, starts = torch.zeros(runs, len(controls)), torch.ones(runs)
     with torch.no_grad():
-        for t in range(30):
-            starts = torch.full((runs,), float(t == 0))
-            actions, _, log_prob, _ = policy(observation, states, starts)
-            plain, _ = policy.get_distribution(observation, zeros, starts)
-            torch.testing.assert_close(plain.log_prob(actions), log_prob)
+        found, _ = policy.get_distribution(observation, zeros, starts)
+        assert isinstance(found, PaddedCategorical)
+        plain = found.log_p
+        leaning = torch.log_softmax(plain + z[:, :, None] * octaves, -1)
+        for _ in range(30):
+            actions, value, log_prob, _ = policy(observation, states, starts)
+            chosen = leaning.gather(-1, actions[:, :, None])[..., 0].sum(-1)
+            torch.testing.assert_close(log_prob, chosen)
+            again = policy.evaluate_actions(observation, actions, states, starts)
+            torch.testing.assert_close(again[:2], (value, log_prob))
             for j, control in enumerate(controls):
                 moved[:, j] += torch.from_numpy(control.deltas.copy())[actions[:, j]].float()
-            if t == 0:
-                first = leaning.z
-    assert first is not None
-    assert leaning.z is not None
-    assert torch.equal(first, leaning.z)  # to the run's end
-    torch.testing.assert_close(first.std(0), torch.full((3,), 0.7), rtol=0.1, atol=0.0)
-    for j in range(len(controls)):
-        correlation = torch.corrcoef(torch.stack([first[:, j], moved[:, j]]))[0, 1]
-        assert correlation > 0.6
-    # who begins anew draws anew, nobody else does
-    starts = torch.zeros(runs)
-    starts[3] = 1.0
-    with torch.no_grad():
-        policy(observation, states, starts)
         likeliest = policy(observation, states, starts, deterministic=True)[0]
-    changed = (leaning.z != first).any(1)
-    assert changed[3]
-    assert changed.sum() == 1
-    # what is deterministic does not lean, and neither does a policy that is asked for a draw
-    assert torch.equal(likeliest, plain.mode())
-    assert isinstance(plain, PaddedCategorical)
-    assert plain.tilt is None
+    for j in range(len(controls)):
+        assert torch.corrcoef(torch.stack([z[:, j], moved[:, j]]))[0, 1] > 0.6
+    # what is deterministic does not lean, and neither does a policy that is asked for itself
+    assert torch.equal(likeliest, plain.argmax(-1))
 
 
-def test_a_run_that_turns_leans_another_way_now_and_then() -> None:
+def test_what_a_run_did_because_it_leans_is_not_credited_to_its_other_moves() -> None:
+    """Early moves up pay 1 each, later ones cost .6: the gradient tells them apart."""
+    controls = get_controls(["learning_rate"])
+    octaves = torch.from_numpy(controls[0].deltas / np.log(2.0)).float().clamp(-1.0, 1.0)
     torch.manual_seed(0)
-    leaning = Leaning(get_controls(["learning_rate", "eps"]), 0.5, turn=0.1)
-    starts = torch.ones(400)
-    leaning.tilt(starts)
-    kept = []
-    for _ in range(20):
-        assert leaning.z is not None
-        before = leaning.z
-        leaning.tilt(torch.zeros_like(starts))
-        same = leaning.z == before
-        assert torch.equal(same.all(1), same.any(1))  # all controls at once
-        kept.append(same.all(1).float().mean())
-    torch.testing.assert_close(torch.stack(kept).mean(), torch.tensor(0.9), rtol=0.02, atol=0.0)
+    runs, steps, early = 40_000, 20, 4
+    observation = 0.5 * torch.randn(runs, 1)
+    logits = torch.zeros(steps, len(octaves), requires_grad=True)
+    dist = PaddedCategorical([len(octaves)])
+    dist.tilt = Leaning(controls).tilt(observation)
+    pays = torch.tensor([1.0] * early + [-0.6] * (steps - early))
+    scores, total = torch.zeros(runs), torch.zeros(runs)
+    log_probs = []
+    for t in range(steps):
+        actions = dist.proba_distribution(logits[t].expand(runs, -1)).sample()
+        log_probs.append(dist.log_prob(actions))
+        total += pays[t] * octaves[actions[:, 0]]
+    scores = torch.stack(log_probs)
+    loss = -(scores * (total - total.mean())).sum(0).mean()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    up = -(gradient * octaves).sum(1)  # of a move up, at each decision
+    assert up[:early].mean() > 0.5 * octaves.square().mean()
+    assert up[early:].mean() < -0.3 * octaves.square().mean()
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ def test_a_visit_has_the_name_of_what_was_trained(
 def test_tasks_and_places_tell_what_a_row_is(training: Path, pool: TaskPool) -> None:
     with restored(training, CONFIGURED, pool) as trainer:
         vec, env = trainer.vec, trainer.vec.env
-        seen = np.asarray(trainer.model._last_obs)[vec.places]
+        seen = np.asarray(trainer.model._last_obs)[vec.places][:, : -vec.leans]
         np.testing.assert_array_equal(seen, env._observation)
         now, hold = env.tasks, np.zeros((12, len(env.config.controls)), np.int64)
         for _ in range(12):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -203,19 +204,58 @@ def test_runs_keep_leaning_across_updates(pool: TaskPool, tmp_path: Path) -> Non
     assert "lean_turn" not in CONFIG.to_json()  # as in trainings from before there was one
     trainer = Trainer(config, tmp_path, pool)
     trainer.learn()
-    leaning = trainer._leaning
-    assert leaning is not None
-    assert leaning.turn == 0.25
-    assert leaning.z is not None
-    assert leaning.z.shape == (CONFIG.runs, len(trainer.env_config.controls))
-    assert torch.equal(
-        torch.load(tmp_path / "checkpoint.pt", weights_only=False)["leaning"], leaning.z
-    )
+    leaning = trainer.vec._leaning
+    assert leaning.shape == (CONFIG.runs, len(trainer.env_config.controls))
+    seen = np.asarray(trainer.model._last_obs)[trainer.vec.places]
+    np.testing.assert_allclose(seen[:, -leaning.shape[1] :], leaning, rtol=1e-6)
+    saved = pickle.loads(torch.load(tmp_path / "checkpoint.pt", weights_only=False)["env"])
+    np.testing.assert_array_equal(saved["leaning"][0], leaning)
     with pytest.raises(ConfigurationError, match=r"lean is -0\.1; a number of at least 0"):
         replace(CONFIG, lean=-0.1)
     for lean, turn in [(0.4, 1.5), (0.4, -0.1), (0.0, 0.1)]:
         with pytest.raises(ConfigurationError, match=f"lean_turn is {turn} with lean {lean}"):
             replace(CONFIG, lean=lean, lean_turn=turn)
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.25])
+def test_a_run_leans_one_way_to_its_end_or_turns_now_and_then(
+    pool: TaskPool, tmp_path: Path, turn: float
+) -> None:
+    config = replace(CONFIG, lean=0.4, lean_turn=turn)
+    vec = Trainer(config, tmp_path, pool).vec
+    n = vec.leans
+    last, drawn, kept = np.asarray(vec.reset())[:, -n:], [], []
+    hold = np.ones((vec.num_envs, n), np.int64)
+    for _ in range(60):
+        seen, _, done, infos = vec.step(hold)
+        now = np.asarray(seen)[:, -n:]
+        same = (now == last).all(1)
+        np.testing.assert_array_equal(same, (now == last).any(1))  # all controls at once
+        assert not same[done].any()
+        kept += same[~done].tolist()
+        for row in np.flatnonzero(done):
+            np.testing.assert_array_equal(infos[row]["terminal_observation"][-n:], last[row])
+        drawn += now[~same].ravel().tolist()
+        last = now
+    assert np.mean(kept) == pytest.approx(1.0 - turn, abs=0.08 if turn else 0.0)
+    assert np.std(drawn) == pytest.approx(0.4, rel=0.15)
+
+
+def test_a_critic_of_before_leaning_was_seen_goes_on(pool: TaskPool, tmp_path: Path) -> None:
+    first = Trainer(CONFIG, tmp_path / "first", pool, pool)
+    first.learn()
+    path, n = tmp_path / "first" / "checkpoint.pt", first.vec.leans
+    state = torch.load(path, weights_only=False)
+    told = state["policy"][READS_TASK]
+    del state["leans"]
+    state["policy"][READS_TASK] = told[:, :-n].clone()
+    torch.save(state, path)
+    config = replace(CONFIG, start=str(tmp_path / "first"), critic_warmup=0)
+    second = Trainer(config, tmp_path / "second", pool, pool)
+    second.warm_start()
+    after = second.model.policy.state_dict()[READS_TASK]
+    assert torch.equal(after[:, :-n], told[:, :-n])
+    assert not after[:, -n:].any()
 
 
 def test_a_batch_that_does_not_fit_is_refused() -> None:
