@@ -143,10 +143,22 @@ class Steering:
         self.pending = None
         if chosen is None:
             return None
-        if not ranks.decides():
-            self.watch(None, tensors=True)  # the first has, when it decided
         self.index = chosen.index
-        self._carry_out(chosen)
+        try:
+            if not ranks.decides():
+                self.watch(None, tensors=True)  # the first has, when it decided
+            self._carry_out(chosen)
+        except Exception as error:
+            if ranks.alone() or not chosen.index:
+                raise
+            # the others count the decision as taken: who did not would wait for them for ever
+            self._notices.warn(
+                f"carrying out:{type(error).__name__}",
+                "lhopt: a decision could not be carried out and was left out; training goes on: "
+                "%s: %s",
+                type(error).__name__,
+                error,
+            )
         return chosen.step
 
     def take_back(self) -> bool:

@@ -159,10 +159,11 @@ class Sb3VecEnv(VecEnv):
         if self.floor:
             seen = self._scaled(seen, terminated, self.floor)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        last = self._told(info["final_obs"]) if terminated.any() else observation
         for i in np.flatnonzero(terminated):
             infos[i] = {
-                "terminal_observation": last[i],
+                "terminal_observation": np.append(info["final_obs"][i], self._leaning[i]).astype(
+                    observation.dtype
+                ),
                 "TimeLimit.truncated": False,
                 "episode": {"r": float(reward[i]), "l": int(self._length[i]), "t": 0.0},
                 **{name: info[name][i] for name in ("final_loss", "task") if name in info},

@@ -38,8 +38,11 @@ A = TypeVar("A", bound=Artifact)
 CHECKPOINT = "checkpoint.pt"
 #: In a training's folder: one line of JSON per evaluation.
 CURVE = "curve.jsonl"
-#: Of what leaning means. 2: it is seen, and what is reported leans.
-LEANING_VERSION = 2
+#: Of what a training does beside its settings; one of another is not resumed. 2: leaning is seen,
+#: and what is reported leans; the actor's rate rises at first; averaged weights have a horizon.
+RECIPE = 2
+#: What else may be another in a checkpoint that no setting tells from ours.
+UNNAMED = "the rule or start values of its optimizer, or the version of lhopt"
 #: Horizon of the averaged weights, as a share of the updates so far.
 AVERAGED = 0.2
 #: Updates of the actor with a smaller rate, at its beginning.
@@ -135,8 +138,7 @@ class PPOConfig:
     def fingerprint(self) -> str:
         """Equal for configurations that give the same training; `updates` is not part of it."""
         row = {k: v for k, v in self.to_json().items() if k not in FREE}
-        if self.lean:
-            row["leaning"] = LEANING_VERSION
+        row["recipe"] = RECIPE
         return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -158,8 +160,8 @@ def read_checkpoint(folder: Path, config: PPOConfig) -> dict[str, Any]:
         ]
         raise ResumeError(
             f"{path} is of another configuration ("
-            f"{'; '.join(other) or 'the rule or start values of its optimizer'}). Use the settings "
-            "it was started with (only the number of updates may change), or another folder."
+            f"{'; '.join(other) or UNNAMED}). Use the settings it was started with (only the "
+            "number of updates may change), or another folder; --from goes on from what it has."
         )
     return state
 

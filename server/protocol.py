@@ -53,7 +53,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if self._in_head:
+        # what begins no request (an empty line, a body that nobody waits for) ends uvicorn's timer
+        # of idle connections all the same
+        if self._in_head or self.cycle is None or self.cycle.response_complete:
             self._start()
         if self._received > (MAX_HEAD_BYTES if self._in_head else self.max_bytes):
             # not into the middle of the answer to a request before it

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lhopt.client import Tuner, ranks
+from lhopt.client.hyperparameters import Hyperparameters
 from lhopt.policy.artifact import Policy, save
 
 CODE = """
@@ -177,3 +178,31 @@ def test_a_checkpoint_of_the_first_holds_the_decision_that_all_wait_for(
         assert torch.equal(got, weights)
         assert [r.moves for r in taken] == [r.moves for r in history[-len(taken) :]]
         assert len(taken) == 11 - (stop - 1) // 5
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_process_that_cannot_carry_a_decision_out_keeps_step_with_the_others(
+    where: int,
+    together: Together,
+    make_job: Any,
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    apply = Hyperparameters.apply
+
+    def work(rank: int) -> int:
+        job, optimizer, tuner = begin(make_job, policy)
+        train(job, optimizer, tuner, range(23))
+        broken[tuner._steering.hyperparameters] = rank == where
+        train(job, optimizer, tuner, range(23, 60))
+        return tuner._steering.index
+
+    broken: dict[Any, bool] = {}
+
+    def sometimes(held: Any, decision: Any) -> None:
+        if broken.get(held):
+            raise RuntimeError("planted")
+        apply(held, decision)
+
+    monkeypatch.setattr(Hyperparameters, "apply", sometimes)
+    assert together.run(work) == [11, 11]

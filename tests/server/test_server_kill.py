@@ -271,7 +271,7 @@ protocol.bounded = impatient
 """
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: local"])
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: local", b"\r\n"])
 def test_a_connection_that_says_nothing_whole_is_closed(server: Server, sent: bytes) -> None:
     server.stop(signal.SIGTERM)
     server.prelude = IMPATIENT
