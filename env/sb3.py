@@ -213,7 +213,7 @@ class Sb3VecEnv(VecEnv):
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken, in the middle of episodes."""
         self.env.load_state(state["env"])
-        self._reseed = state.get("reseed")
+        self._reseed = state["reseed"]
         self._length = state["length"].copy()
         leaning, generator = state["leaning"]
         self._leaning = leaning.copy()
