@@ -8,9 +8,7 @@ A drawn seed is drawn for everybody: for every arm that ran it, with both of its
 baseline, whose frontier is made again from the drawn runs. So what makes a seed easy or hard for
 all cancels where it should, and a lucky baseline widens the interval as a lucky arm does.
 
-Intervals take the percentiles that Student's t has for as many tasks, since those of the normal
-distribution cover too little with eight or nine clusters: some 90% for 95% (Hesterberg, 2015,
-arXiv:1411.5279, on expanded percentiles).
+Intervals take the percentiles that Student's t has for as many tasks (`policy.intervals`).
 """
 
 from __future__ import annotations
@@ -18,14 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t as student
 
 from ..core.errors import ConfigurationError
 from ..core.types import BoolArray, FloatArray, IntArray
+from ..policy.intervals import levels
 from .frontier import BOUNDS, WIDE_BOUNDS, BenchFrontier, BenchTask
 from .records import Row
 
@@ -373,15 +370,3 @@ def estimate(by_task: FloatArray, draws: FloatArray) -> Estimate | None:
         return None
     low, high = np.quantile(drawn, levels(len(known)))
     return Estimate(math.exp(known.mean()), math.exp(low), math.exp(high))
-
-
-def levels(n_tasks: int) -> tuple[float, float]:
-    """Quantiles of resampled means that a 95% interval over so many tasks lies between.
-
-    One task alone says nothing of others: its interval is that of seeds.
-
-    >>> [round(level, 4) for level in levels(8)]
-    [0.009, 0.991]
-    """
-    low = 0.025 if n_tasks < 2 else NormalDist().cdf(float(student.ppf(0.025, n_tasks - 1)))
-    return low, 1.0 - low

@@ -21,7 +21,8 @@ from ..core.errors import ConfigurationError, FrontierError
 from ..core.types import BoolArray, FloatArray, IntArray
 from ..inner_tasks.base import InnerTask
 from ..inner_tasks.engine import BatchedRuns, Settings
-from .measured import shipped
+from ..inner_tasks.registry import family_of
+from .measured import family_noise, shipped
 
 #: Changes whenever the protocol does, so that old caches are not read.
 PROTOCOL = 1
@@ -33,6 +34,8 @@ UNTRAINED_BUDGET = 1.0 / 64.0
 #: Nats that the frontier's first segment spans at least, where it is read beyond the untrained
 #: loss: a baseline that has learned nothing in its shortest run has no slope to go on with.
 LEAST_FALL = 0.1
+#: Degrees of freedom that a family's noise counts as beside the one of a frontier's two runs.
+FAMILY_FREEDOM = 4.0
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,18 @@ class Frontier:
         down = np.concatenate([[0.0], np.cumsum(falls)])
         losses = np.exp(logs[one] - (down - down[one]))
         return replace(self, losses=tuple(float(v) for v in losses))
+
+    def steadied(self) -> Frontier:
+        """The same, its `noise` that of its family's tasks and of its own two runs, weighed.
+
+        Its own variance counts as the one degree of freedom that it has, the family's as
+        `FAMILY_FREEDOM`. Of a family that does not ship with the package it stays what it is.
+        """
+        typical = family_noise(family_of(self.task))
+        if typical is None:
+            return self
+        pooled = (self.noise**2 + FAMILY_FREEDOM * typical**2) / (1.0 + FAMILY_FREEDOM)
+        return replace(self, noise=float(np.sqrt(pooled)))
 
     @property
     def edge(self) -> bool:

@@ -14,10 +14,17 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from statistics import NormalDist, median
 from typing import Any
+
+from ..inner_tasks.registry import family_of
 
 #: Name of a file in the cache to what it holds.
 ARCHIVE = Path(__file__).parent / "measured.json.gz"
+#: So many frontiers at least tell a family's noise.
+FAMILY_TASKS = 4
+#: Median of a normal deviate's size.
+NORMAL_MEDIAN = NormalDist().inv_cdf(0.75)
 
 
 @cache
@@ -31,6 +38,25 @@ def _archive(path: Path) -> dict[str, Any]:
 def shipped(name: str) -> Any | None:
     """What the cache's file of this name holds, if it ships with the package."""
     return _archive(ARCHIVE).get(name)
+
+
+@cache
+def family_noise(family: str) -> float | None:
+    """What one baseline run's log loss varies by, the family's middle task, from what ships.
+
+    A frontier's own `noise` is of two runs, and as often a tenth of what it should be as not: their
+    median over a family's tasks, divided by what it would be of a normal deviate of standard
+    deviation 1, is steady, and not moved by a task that differs.
+
+    Returns:
+        Standard deviation; None where fewer than `FAMILY_TASKS` frontiers of the family ship.
+    """
+    found = [
+        float(row["noise"])
+        for row in _archive(ARCHIVE).values()
+        if isinstance(row, dict) and "noise" in row and family_of(row["task"]) == family
+    ]
+    return median(found) / NORMAL_MEDIAN if len(found) >= FAMILY_TASKS else None
 
 
 def pack(folder: Path, names: Iterable[str], archive: Path = ARCHIVE) -> int:

@@ -208,13 +208,15 @@ def build_pool(
 ) -> TaskPool:
     """A pool of those specs whose frontier is sharp, measuring frontiers that no cache holds.
 
+    Every frontier is read no finer than its noise allows: `Frontier.steadied`, then `sharpened`.
+
     Args:
         specs: Candidates.
         config: How frontiers are measured.
         processes: Frontiers measured at once.
         max_resolution: Tasks with a blunter frontier (octaves) or an optimum on the edge of the
             rates are left out, and named in the log.
-        keep_blunt: Keep the blunter ones instead, read as `Frontier.sharpened` reads them.
+        keep_blunt: Keep the blunter ones too.
         progress: Called with done, total and the task's name; with "cost of ..." once all are done.
         cost: Gives `Entry.cost`; picklable, if more than one process asks it.
         cost_processes: Costs measured at once: 1 where each needs the accelerator for itself.
@@ -245,9 +247,10 @@ def build_pool(
                 f"{max(found.rates):g}"
             )
         else:
-            if found.resolution > max_resolution:
-                found = found.sharpened(max_resolution)
-            entries.append(Entry(spec, None, found))
+            # between two budgets even a frontier that is sharp where it is judged may be flat: a
+            # loss that differs by a hair would there be an octave ahead, or behind
+            read = found.steadied().sharpened(max_resolution)
+            entries.append(Entry(spec, None, read))
     for line in left_out:
         logger.info("task left out: %s", line)
     if left_out and not entries:

@@ -29,6 +29,7 @@ from .artifact import Policy
 from .evaluate import Controller, closed_loop, hold, spread
 from .families import COMPARE_FAMILIES, VALID_FAMILIES, available
 from .folds import source
+from .intervals import levels
 from .lineage import families_met, families_trained_on, lineage
 from .pools import imitation_specs, pool_specs
 from .train_config import TrainConfig
@@ -45,7 +46,7 @@ AVERAGES = "+averages"
 RECIPE = "left-out"
 #: Seeds of the runs: none that frontiers, experts or the trainer's own evaluation use.
 FIRST_SEED = 7000
-RESAMPLES = 4000
+RESAMPLES = 20_000
 
 
 def check_runs(decades: float, tells_slope: bool, averages: bool) -> None:
@@ -136,7 +137,7 @@ class Comparison:
             picked = rng.integers(0, len(families), len(families))
             rows = (families[i] for i in picked)
             draws.append(np.mean([r[rng.integers(0, len(r), len(r))].mean(0) for r in rows], 0))
-        low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+        low, high = np.quantile(draws, levels(len(families)), axis=0)
         mean = self.mean - self.mean[base]
         return [(float(m), float(a), float(b)) for m, a, b in zip(mean, low, high, strict=True)]
 

@@ -40,7 +40,8 @@ CHECKPOINT = "checkpoint.pt"
 CURVE = "curve.jsonl"
 #: Of what a training does beside its settings; one of another is not resumed. 2: leaning is seen,
 #: and what is reported leans; the actor's rate rises at first; averaged weights have a horizon.
-RECIPE = 2
+#: 3: every frontier is read no finer than its noise allows.
+RECIPE = 3
 #: What else may be another in a checkpoint that no setting tells from ours.
 UNNAMED = "the rule or start values of its optimizer, or the version of lhopt"
 #: Horizon of the averaged weights, as a share of the updates so far.

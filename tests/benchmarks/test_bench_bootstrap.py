@@ -12,7 +12,6 @@ from lhopt.benchmarks.bootstrap import (
     draw_seeds,
     envelopes,
     estimate,
-    levels,
     log_speeds,
     resample,
     tabulate,
@@ -24,6 +23,7 @@ from lhopt.core.errors import ConfigurationError
 from lhopt.core.types import FloatArray
 from lhopt.env.pool import TaskSpec
 from lhopt.inner_tasks.registry import get_task
+from lhopt.policy.intervals import levels
 
 INNER = get_task("noisy-quadratic")
 STEPS = READINGS[0]

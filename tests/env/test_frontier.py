@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import asdict, replace
 from functools import partial
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from lhopt.core.errors import ConfigurationError, FrontierError
+from lhopt.env import measured
+from lhopt.env import pool as pools
 from lhopt.env.frontier import (
     SPEED_BOUNDS,
     UNTRAINED_BUDGET,
@@ -91,6 +94,55 @@ def test_a_blunt_frontier_is_read_no_finer_than_its_noise_allows(frontier: Front
     # one that falls before budget 1 and not after it keeps its fall
     half = replace(frontier, losses=(2.0, 1.0, 1.0), noise=0.1).sharpened(0.4)
     assert half.losses == pytest.approx((2.0, 1.0, np.exp(-0.25)))
+
+
+def test_a_noise_of_two_runs_leans_on_its_family(
+    frontier: Frontier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    row = {**frontier.to_json(), "task": "tabular-mlp/1"}
+    noises = (0.01, 0.2, 0.02, 0.03, 9.0)
+    rows: dict[str, Any] = {str(i): {**row, "noise": v} for i, v in enumerate(noises)}
+    rows["other"] = {**row, "task": "parity-rnn/1", "noise": 5.0}
+    rows["experts"] = [1, 2]
+    archive = tmp_path / "measured.json.gz"
+    archive.write_bytes(gzip.compress(json.dumps(rows).encode()))
+    monkeypatch.setattr(measured, "ARCHIVE", archive)
+    measured.family_noise.cache_clear()
+    try:
+        # of a normal deviate half are beyond 0.6745 standard deviations
+        typical = measured.family_noise("tabular-mlp")
+        assert typical == pytest.approx(0.03 / 0.6745, rel=1e-4)
+        assert measured.family_noise("parity-rnn") is None  # one frontier tells nothing
+        lucky = replace(frontier, task="tabular-mlp/7", noise=0.0)
+        assert typical is not None
+        assert lucky.steadied().noise == pytest.approx(typical * np.sqrt(0.8))
+        assert lucky.steadied().losses == frontier.losses
+        unknown = replace(frontier, task="parity-rnn/7", noise=0.0)
+        assert unknown.steadied() == unknown
+    finally:
+        measured.family_noise.cache_clear()
+
+
+def test_two_runs_of_a_normal_deviate_have_its_noise() -> None:
+    pairs = np.random.default_rng(0).normal(0.0, 0.3, (4000, 2)).std(axis=1, ddof=1)
+    assert np.median(pairs) / measured.NORMAL_MEDIAN == pytest.approx(0.3, rel=0.05)
+
+
+def test_every_frontier_of_a_pool_is_read_no_finer_than_its_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
+    spec = TaskSpec(TASK, 20)
+    made = replace(measure_frontier(get_task(TASK), 20, TINY), best_rates=(0.1, 0.1, 0.1))
+    # sharp where it is judged, flat between the last two budgets
+    flat = replace(made, losses=(2.0, 1.0, 0.9999), noise=0.05, rates=(0.01, 0.1, 1.0))
+    monkeypatch.setattr(pools, "get_frontier", lambda *args: flat)
+    assert flat.resolution < 0.4
+    (entry,) = build_pool([spec], config=TINY).entries
+    steady = flat.steadied()
+    a_little_lower = np.exp(-steady.noise)
+    assert float(flat.log2_speed(a_little_lower)) > 1.0
+    assert float(entry.frontier.log2_speed(a_little_lower)) == pytest.approx(0.4)
 
 
 def test_the_baseline_rate_warms_up_and_falls_to_nothing() -> None:
