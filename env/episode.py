@@ -268,6 +268,11 @@ class Episode:
         """`(K,)`: which runs were frozen, or finished with a loss that is not finite."""
         return ~self.alive | np.isinf(self.final_loss)  # nan until the end
 
+    @property
+    def fed(self) -> FloatArray:
+        """`(K,)` log of the factor that feedback, and not the policy, has put on the decay."""
+        return self._state.feedback.copy()
+
     def situation(self) -> Situation:
         """Where the runs stand now."""
         relative = np.full((self.n_runs, N_CONTROLS), np.nan)

@@ -82,13 +82,17 @@ class ImitationConfig:
 
 
 def teacher(episode: Episode, expert: FloatArray) -> FloatArray:
-    """Deltas `(K, all controls)` that lead to the expert's values, schedule kept."""
+    """Deltas `(K, all controls)` that lead to the expert's values, schedule and feedback kept.
+
+    Feedback goes on under whatever is chosen, and no feature shows it: a label that undid it would
+    ask for what cannot be seen.
+    """
     out = np.zeros((episode.n_runs, N_CONTROLS))
-    schedule = episode.situation().schedule
+    kept = {"learning_rate": episode.situation().schedule, "weight_decay": episode.fed}
     for control in episode.config.controls:
         j = COLUMN[control.name]
         gap = control.distance(np.full(episode.n_runs, expert[j]), episode.values[:, j])
-        out[:, j] = gap + (schedule if control.name == "learning_rate" else 0.0)
+        out[:, j] = gap + kept.get(control.name, 0.0)
     return out
 
 

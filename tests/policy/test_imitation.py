@@ -9,6 +9,7 @@ import torch
 
 from lhopt.core.actions import COLUMN, N_CONTROLS
 from lhopt.core.controls import CONTROLS
+from lhopt.core.feedback import Feedback
 from lhopt.env.config import EnvConfig
 from lhopt.env.episode import Episode, draw
 from lhopt.env.pool import TaskPool, TaskSpec
@@ -55,6 +56,23 @@ def test_the_teachers_moves_lead_to_the_expert(
     values = episode.values.copy()
     values[:, COLUMN["learning_rate"]] /= schedule
     np.testing.assert_allclose(values[:, steered], np.tile(aim[steered], (3, 1)), rtol=1e-6)
+
+
+def test_the_teacher_leaves_alone_what_feedback_does(pool: TaskPool) -> None:
+    feedback = Feedback(gain=200.0)
+    config = EnvConfig(intervals=(6, 6), noise_scale=0.0, slope_share=1.0, feedback=feedback)
+    entry, column = pool.entries[0], COLUMN["weight_decay"]
+    drawn = replace(draw(config, np.random.default_rng(0), 3), reports_valid=True, tells_slope=True)
+    episode = Episode(entry.task, entry.spec.steps, config, drawn, entry.frontier)
+    aim = episode.start[0].copy()  # nothing is to be moved
+    for _ in range(4):
+        episode.step(np.zeros((3, N_CONTROLS)))
+    assert (np.abs(episode.fed) > 1e-3).any()
+    np.testing.assert_allclose(
+        np.log(episode.values[:, column] / episode.start[:, column]), episode.fed, atol=1e-9
+    )
+    taught = teacher(episode, aim)
+    np.testing.assert_allclose(taught[:, column], 0.0, atol=1e-9)
 
 
 def test_a_second_search_ends_lower_and_is_another_file(
