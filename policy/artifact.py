@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from ..core.controls import CONTROL_NAMES, CONTROLS, Control
-from ..core.errors import ArtifactError, IncompatiblePolicyError, LhoptError
+from ..core.errors import ArtifactError, ConfigurationError, IncompatiblePolicyError, LhoptError
 from ..core.features import FEATURES
 from ..core.feedback import DECAY, Feedback
 from ..core.schedules import Schedule
@@ -35,6 +35,8 @@ PLAIN_VERSION = 1
 MAX_WEIGHTS_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_MANIFEST_BYTES = 4 * 2**20
+#: Of a name, which both files are called by; some file systems take 255 for all of it.
+MAX_NAME_BYTES = 100
 
 Selection = Literal["mode", "mean", "sample"]
 
@@ -79,6 +81,11 @@ class Policy:
         feedback: What moves the weight decay under its decisions, where a job tells the slope of a
             held-out loss; None is nothing.
         digest: Names the policy; computed from everything else.
+
+    Raises:
+        ConfigurationError: A feature or a control stands there twice, or a selection is none.
+        ArtifactError, IncompatiblePolicyError: The weights are not those of such a network, or a
+            feature does not exist.
     """
 
     name: str
@@ -96,6 +103,16 @@ class Policy:
     slices: tuple[slice, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_selection(self.selection)
+        for what, names in (
+            ("features", self.features),
+            ("controls", [control.name for control in self.controls]),
+        ):
+            if again := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
+                raise ConfigurationError(
+                    f"Policy {self.name!r} names {', '.join(again[:5])} twice among its {what}; "
+                    "give each once."
+                )
         known = {name: i for i, name in enumerate(FEATURES)}
         missing = [name for name in self.features if name not in known]
         if missing:
@@ -150,18 +167,44 @@ class Policy:
         }
 
 
+def check_selection(selection: str) -> None:
+    """Refuse what is no `Selection`: `runtime.choose` would take it for one of them.
+
+    Raises:
+        ConfigurationError: There is no such selection.
+    """
+    if selection not in get_args(Selection):
+        raise ConfigurationError(
+            f"selection is {selection!r}; one of {', '.join(get_args(Selection))} is wanted."
+        )
+
+
+def check_name(name: str) -> None:
+    """Refuse a policy's name that makes no file of a folder.
+
+    Raises:
+        ConfigurationError: It is empty, too long, no single part of a path or not printable.
+    """
+    sound = name.isprintable() and 0 < len(name.encode()) <= MAX_NAME_BYTES
+    if not sound or name in (".", "..") or "/" in name or "\\" in name:
+        shown = repr(name) if len(name) <= MAX_NAME_BYTES else f"{name[:20]!r}..."
+        raise ConfigurationError(
+            f"The policy's name is {shown}; both its files are called so: from 1 to "
+            f"{MAX_NAME_BYTES} bytes are wanted, printable, without a slash, and not '.' or '..'."
+        )
+
+
 def save(policy: Artifact, folder: str | Path) -> Path:
     """Write `NAME.safetensors` and `NAME.json` into a folder; returns the manifest's path.
 
     Both are written under other names and renamed, weights first: a reader never sees half a file.
 
     Raises:
-        ArtifactError: It is larger than `load` would read, or its name leads out of the folder;
-            nothing is written.
+        ConfigurationError: Its name makes no file of that folder; nothing is written.
+        ArtifactError: It is larger than `load` would read; nothing is written.
     """
     folder = Path(folder)
-    if Path(policy.name).name != policy.name:
-        raise ArtifactError(f"A policy named {policy.name!r} makes no file of that folder.")
+    check_name(policy.name)
     manifest = {**policy.manifest(), "digest": policy.digest}
     text = (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
     weights = write_safetensors(policy.weights)
@@ -228,15 +271,12 @@ def from_bytes(manifest_bytes: bytes, weights_bytes: bytes, *, source: str = "po
     versions = (PLAIN_VERSION, FORMAT_VERSION)
     manifest = read_manifest(manifest_bytes, weights_bytes, FORMAT, versions, source)
     try:
-        selection = manifest["selection"]
-        if selection not in get_args(Selection):
-            raise ValueError(f"selection {selection!r}")
         policy = Policy(
             name=str(manifest["name"]),
             features=tuple(str(name) for name in manifest["features"]),
             controls=tuple(_control(row) for row in manifest["controls"]),
             schedule=Schedule(**manifest["schedule"]),
-            selection=selection,
+            selection=manifest["selection"],
             optimizer=str(manifest["optimizer"]),
             weights=read_safetensors(weights_bytes, source=source),
             feedback=Feedback.read(manifest.get("feedback")),

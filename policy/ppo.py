@@ -26,7 +26,7 @@ from ..core.averages import share
 from ..core.controls import Control
 from ..core.errors import ConfigurationError, ResumeError
 from ..env.sb3 import Sb3VecEnv
-from .artifact import Artifact, save
+from .artifact import Artifact, check_name, save
 from .imitation import ACTOR
 from .learner import HyperparameterPolicy
 
@@ -48,6 +48,8 @@ UNNAMED = "the rule or start values of its optimizer, or the version of lhopt"
 AVERAGED = 0.2
 #: Updates of the actor with a smaller rate, at its beginning.
 RAMP = 3
+#: What no policy of a training may be called: NAME.json would be the file of its settings.
+TAKEN = ("config",)
 #: What stops a training after the running update.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Settings that may change when a training is resumed.
@@ -115,6 +117,12 @@ class PPOConfig:
         raise NotImplementedError
 
     def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.name.lower() in TAKEN:  # some file systems tell no capitals
+            raise ConfigurationError(
+                f"The policy's name is {self.name!r}, but a training keeps its settings in "
+                f"{self.name.lower()}.json; take another name."
+            )
         transitions = self.runs * self.n_steps
         if self.updates < 1 or self.batch_size < 1 or transitions % self.batch_size:
             raise ConfigurationError(

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.errors import ConfigurationError
 from ..env.config import EnvConfig
 from ..env.privileged import VERSION as PRIVILEGED_VERSION
-from .artifact import Selection
+from .artifact import Selection, check_selection
 from .families import TRAIN_FAMILIES, VALID_FAMILIES, named, weights_by_family
 from .imitation import ImitationConfig
 from .ppo import PPOConfig
@@ -91,6 +91,7 @@ class TrainConfig(PPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_selection(self.selection)
         for part in ("families", "leave_out", "valid_families"):
             object.__setattr__(self, part, named(getattr(self, part), part))
         wrong = set(self.leave_out) - set(self.families) or not self.trained

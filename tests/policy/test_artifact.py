@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lhopt.core.errors import ArtifactError, IncompatiblePolicyError
+from lhopt.core.errors import ArtifactError, ConfigurationError, IncompatiblePolicyError
 from lhopt.policy import artifact
 from lhopt.policy.artifact import (
     MAX_WEIGHTS_BYTES,
@@ -59,6 +59,27 @@ def test_a_name_may_hold_a_dot(make: Callable[..., Policy], tmp_path: Path) -> N
     for name in ("adamw-0.1", "adamw-0.2"):
         save(make(name=name), tmp_path)
     assert load(tmp_path / "adamw-0.2").name == "adamw-0.2"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\\b", "a\n", "x" * 101, "ö" * 51])
+def test_a_name_that_makes_no_file_of_the_folder_is_refused(
+    make: Callable[..., Policy], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="The policy's name is"):
+        save(make(name=name), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_is_made_with_a_selection_that_exists_and_each_name_once(
+    make: Callable[..., Policy], policy: Policy
+) -> None:
+    with pytest.raises(ConfigurationError, match="'average'; one of mode, mean, sample"):
+        make(selection="average")
+    first, second, *others = policy.features
+    with pytest.raises(ConfigurationError, match="twice among its features"):
+        make(features=(first, second, first, *others))
+    with pytest.raises(ConfigurationError, match="learning_rate twice among its controls"):
+        make(controls=(*policy.controls, policy.controls[0]))
 
 
 def test_the_digest_names_everything(make: Callable[..., Policy]) -> None:

@@ -103,6 +103,10 @@ def test_resuming_on_other_tasks_is_refused(pool: TaskPool, tmp_path: Path) -> N
         (["--set", "family_weights=2"], "family_weights is 2"),
         (["--updates", "0"], "updates must be >= 1"),
         (["--set", "start=3"], "start is 3"),
+        (["--set", 'selection="average"'], "selection is 'average'; one of mode, mean, sample"),
+        (["--name", ""], "The policy's name is ''"),
+        (["--name", "../mine"], "without a slash"),
+        (["--name", "Config"], "keeps its settings in config.json"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(words: list[str], says: str) -> None:
