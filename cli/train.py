@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 from collections.abc import Mapping
@@ -354,7 +355,9 @@ def _check_nested(config: TrainConfig) -> None:
     try:
         config.env_config()
         ImitationConfig(**(config.imitation or {}))
-    except TypeError as error:
+    except ConfigurationError:
+        raise
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"env is {config.env!r} and imitation is {config.imitation!r}: {error}. Fields "
             "of EnvConfig and ImitationConfig are wanted."
@@ -424,6 +427,8 @@ def _checked(given: dict[str, Any], defaults: PPOConfig) -> dict[str, Any]:
             raise UnknownNameError("training setting", name, known)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     for name, value in given.items():
+        if not _finite(value):
+            raise ConfigurationError(f"{name} is {value!r}; finite numbers alone are wanted.")
         default = getattr(defaults, name)
         if not _fits(value, default, str(known[name].type)):
             raise ConfigurationError(
@@ -447,6 +452,15 @@ def _read_file(path: Path) -> dict[str, Any]:
             "wanted, or the manifest of a policy."
         ) from error
     return given
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a value from JSON is nan or infinite, both of which Python's reads."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _fits(value: Any, default: Any, declared: str) -> bool:

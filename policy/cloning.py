@@ -18,6 +18,17 @@ from torch import Tensor
 from ..core.types import BoolArray, FloatArray, IntArray
 from .imitation import ACTOR, actor_logits
 from .learner import HyperparameterPolicy, PaddedCategorical
+from .ranges import COUNT, POSITIVE, SHARE, Numbers, check_ranges
+
+RANGES: dict[str, Numbers] = {
+    "steps": COUNT,
+    "rounds": COUNT,
+    "passes": COUNT,
+    "batch": COUNT,
+    "policy_share": SHARE,
+    "chance": SHARE,
+    "learning_rate": POSITIVE,
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,9 @@ class CloningConfig:
     policy_share: float = 0.7
     chance: float = 0.15
     learning_rate: float = 3e-3
+
+    def __post_init__(self) -> None:
+        check_ranges(self, RANGES)
 
 
 @dataclass(frozen=True)

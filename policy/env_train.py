@@ -18,6 +18,7 @@ from .cloning import CloningConfig, clone
 from .export import weights
 from .learner import HyperparameterPolicy
 from .ppo import PPOConfig, PPOTrainer
+from .ranges import COUNT, COUNT_OR_NONE, check_ranges
 from .small import SmallPolicy, play
 
 #: Seed offset of the evaluation that chooses among checkpoints.
@@ -46,6 +47,11 @@ class EnvTrainConfig(PPOConfig):
     baseline: bool = False
     imitation: Mapping[str, Any] | None = None
     env: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # before the base's: an update's transitions are counted by the first
+        check_ranges(self, {"n_envs": COUNT, "n_valid": COUNT_OR_NONE, "valid_episodes": COUNT})
+        super().__post_init__()
 
     @property
     def runs(self) -> int:

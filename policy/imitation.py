@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..core.actions import COLUMN, N_CONTROLS
 from ..core.controls import Control
-from ..core.errors import ConfigurationError
 from ..core.types import FloatArray
 from ..env.config import EnvConfig
 from ..env.episode import Episode, draw
@@ -32,9 +31,23 @@ from .evaluate import closed_loop
 from .experts import find_expert
 from .export import export
 from .learner import HyperparameterPolicy
+from .ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, Numbers, check_ranges
 
 #: Prefixes of the actor's parameters in a `HyperparameterPolicy`.
 ACTOR = ("lstm_actor", "mlp_extractor.policy_net", "action_net")
+RANGES: dict[str, Numbers] = {
+    "tasks_per_family": COUNT,
+    "trials": COUNT,
+    "refine": COUNT_OR_NONE,
+    "top": COUNT,
+    "rounds": COUNT,
+    "runs": COUNT,
+    "tasks": COUNT,
+    "steps_power": NOT_NEGATIVE,
+    "passes": COUNT,
+    "learning_rate": POSITIVE,
+    "hidden_share": Numbers(0.0, 1.0, below=True),
+}
 
 
 @dataclass(frozen=True)
@@ -75,10 +88,7 @@ class ImitationConfig:
     hidden_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.hidden_share < 1.0:
-            raise ConfigurationError(
-                f"hidden_share is {self.hidden_share}; a share of at least 0 and below 1 is wanted."
-            )
+        check_ranges(self, RANGES)
 
 
 def teacher(episode: Episode, expert: FloatArray) -> FloatArray:

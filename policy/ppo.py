@@ -29,6 +29,7 @@ from ..env.sb3 import Sb3VecEnv
 from .artifact import Artifact, check_name, save
 from .imitation import ACTOR
 from .learner import HyperparameterPolicy
+from .ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SHARE, Numbers, check_ranges
 
 logger = logging.getLogger("lhopt")
 
@@ -50,6 +51,26 @@ AVERAGED = 0.2
 RAMP = 3
 #: What no policy of a training may be called: NAME.json would be the file of its settings.
 TAKEN = ("config",)
+RANGES: dict[str, Numbers] = {
+    "seed": Numbers(0, 2**31 - 1, whole=True),
+    "updates": COUNT,
+    "n_steps": COUNT,
+    "batch_size": Numbers(2, whole=True),  # advantages are divided by their spread
+    "n_epochs": COUNT,
+    "learning_rate": POSITIVE,
+    "ent_coef": NOT_NEGATIVE,
+    "gamma": SHARE,
+    "gae_lambda": SHARE,
+    "clip_range": POSITIVE,
+    "vf_coef": NOT_NEGATIVE,
+    "max_grad_norm": POSITIVE,
+    "lstm": COUNT,
+    "average": SHARE,
+    "checkpoint_every": COUNT,
+    "evaluate_every": COUNT,
+    "critic_warmup": COUNT_OR_NONE,
+    "lean": NOT_NEGATIVE,
+}
 #: What stops a training after the running update.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Settings that may change when a training is resumed.
@@ -123,14 +144,13 @@ class PPOConfig:
                 f"The policy's name is {self.name!r}, but a training keeps its settings in "
                 f"{self.name.lower()}.json; take another name."
             )
+        check_ranges(self, RANGES)
         transitions = self.runs * self.n_steps
-        if self.updates < 1 or self.batch_size < 1 or transitions % self.batch_size:
+        if transitions % self.batch_size:
             raise ConfigurationError(
-                f"updates={self.updates}, batch_size={self.batch_size}: updates must be >= 1 and "
-                f"the batch size must divide the {transitions} transitions of an update."
+                f"batch_size is {self.batch_size}; one that divides the {transitions} transitions "
+                "of an update is wanted."
             )
-        if not 0.0 <= self.lean < np.inf:
-            raise ConfigurationError(f"lean is {self.lean}; a number of at least 0 is wanted.")
         if not 0.0 <= self.lean_turn <= 1.0 or (self.lean_turn and not self.lean):
             raise ConfigurationError(
                 f"lean_turn is {self.lean_turn} with lean {self.lean}; a probability is wanted, "

@@ -9,19 +9,35 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, UnknownNameError
 from ..env.config import EnvConfig
 from ..env.privileged import VERSION as PRIVILEGED_VERSION
+from ..inner_tasks.registry import FAMILIES
 from .artifact import Selection, check_selection
-from .families import TRAIN_FAMILIES, VALID_FAMILIES, named, weights_by_family
+from .families import GROUPS, TRAIN_FAMILIES, VALID_FAMILIES, named, weights_by_family
 from .imitation import ImitationConfig
 from .ppo import PPOConfig
+from .ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    NOT_NEGATIVE,
+    Numbers,
+    check_interval,
+    check_ranges,
+)
 
 #: Octaves of speed that a run counts in an evaluation: a disaster, or a task that is won anyway, is
 #: one run among many.
 EVALUATION_BOUNDS: tuple[float, float] = (-2.0, 1.5)
+#: Of a run's length: lengths are drawn in tens.
+STEPS = Numbers(10, whole=True)
+RANGES: dict[str, Numbers] = {
+    "valid_per_family": COUNT_OR_NONE,
+    "tasks_per_family": COUNT,
+    "reward_floor": NOT_NEGATIVE,
+    "steps_power": NOT_NEGATIVE,
+    "cost_power": NOT_NEGATIVE,
+}
 
 
 @dataclass(frozen=True)
@@ -90,10 +106,22 @@ class TrainConfig(PPOConfig):
     env: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # before the base's: an update's transitions are counted by these
+        check_ranges(self, {"n_buckets": COUNT, "runs_per_bucket": COUNT})
         super().__post_init__()
         check_selection(self.selection)
+        check_ranges(self, RANGES)
+        check_interval("steps", self.steps, STEPS, equal=True)
+        if self.group_size and self.runs_per_bucket % self.group_size:
+            raise ConfigurationError(
+                f"runs_per_bucket is {self.runs_per_bucket}; a multiple of group_size, "
+                f"{self.group_size}, is wanted."
+            )
         for part in ("families", "leave_out", "valid_families"):
             object.__setattr__(self, part, named(getattr(self, part), part))
+            for family in getattr(self, part):
+                if family not in FAMILIES:
+                    raise UnknownNameError("task family", family, (*FAMILIES, *GROUPS))
         wrong = set(self.leave_out) - set(self.families) or not self.trained
         if self.leave_out and (wrong or set(self.leave_out) & set(self.valid_families)):
             raise ConfigurationError(
@@ -110,16 +138,17 @@ class TrainConfig(PPOConfig):
         weights = {name: float(weight) for name, weight in self.family_weights.items()}
         object.__setattr__(self, "family_weights", weights)  # 1 and 1.0 are one setting
         self._check_bounds()
-        if not 0.0 <= self.reward_floor < np.inf or (self.reward_floor and not self.baseline):
+        if self.reward_floor and not self.baseline:
             raise ConfigurationError(
-                f"reward_floor is {self.reward_floor} and baseline {self.baseline}; a number of at "
-                "least 0 is wanted, and above 0 a baseline."
+                f"reward_floor is {self.reward_floor} and baseline {self.baseline}; above 0 a "
+                "baseline is wanted."
             )
 
     def _check_bounds(self) -> None:
+        if self.reward_bounds is not None:
+            check_interval("reward_bounds", self.reward_bounds, Numbers())
         bounds = self.env.get("speed_bounds", EnvConfig.speed_bounds)
-        if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-            return  # `EnvConfig` says what is wrong
+        check_interval("speed_bounds in env", bounds, Numbers())
         low, high = bounds
         wanted = [EVALUATION_BOUNDS, *([self.reward_bounds] if self.reward_bounds else [])]
         if low > min(b[0] for b in wanted) or high < max(b[1] for b in wanted):

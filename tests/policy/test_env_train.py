@@ -273,6 +273,8 @@ def test_the_command_trains_resumes_and_prints_the_evaluation(
         (["--env", "recall", "--set", "families=[]"], "Unknown training setting"),
         (["--env", "recall", "--set", 'environment="x"'], "another folder"),
         (["--env", "recall", "--set", 'imitation={"turns": 3}'], "CloningConfig"),
+        (["--env", "recall", "--set", 'imitation={"rounds": 0}'], "rounds is 0"),
+        (["--env", "recall", "--set", "n_envs=0"], "n_envs is 0; a whole number of at least 1"),
         ([], "Name the folder"),
     ],
 )

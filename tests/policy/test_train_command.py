@@ -26,6 +26,7 @@ from lhopt.policy.families import available
 from lhopt.policy.train import Trainer
 from lhopt.policy.train_config import TrainConfig
 
+ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
     "updates": 1, "n_buckets": 2, "runs_per_bucket": 4, "group_size": 2, "n_steps": 8,
     "batch_size": 32, "lstm": 8, "imitation": None,
@@ -101,7 +102,7 @@ def test_resuming_on_other_tasks_is_refused(pool: TaskPool, tmp_path: Path) -> N
         (["--set", "group_size=1"], "at least 2 runs"),
         (["--set", 'family_weights={"trainig": 2}'], "Nearest: training"),
         (["--set", "family_weights=2"], "family_weights is 2"),
-        (["--updates", "0"], "updates must be >= 1"),
+        (["--updates", "0"], "updates is 0; a whole number of at least 1 is wanted"),
         (["--set", "start=3"], "start is 3"),
         (["--set", 'selection="average"'], "selection is 'average'; one of mode, mean, sample"),
         (["--name", ""], "The policy's name is ''"),
@@ -112,6 +113,45 @@ def test_resuming_on_other_tasks_is_refused(pool: TaskPool, tmp_path: Path) -> N
 def test_settings_that_make_no_sense_are_refused(words: list[str], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         read_config(arguments(*words))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "checkpoint_every=0", "max_grad_norm=Infinity", "max_grad_norm=0", "learning_rate=NaN",
+        "learning_rate=0", "n_steps=0", "lstm=0", "lstm=-4", "n_epochs=0", "evaluate_every=0",
+        "average=2", "critic_warmup=-3", "clip_range=-1", "steps_power=NaN", "ent_coef=-1",
+        "gamma=1.1", "batch_size=1", "seed=-1", "seed=4294967296", "n_buckets=0",
+        "tasks_per_family=0", "valid_per_family=-1", "group_size=7",
+        "steps=[1]", "steps=[2000, 150]", 'steps=["a", "b"]', "steps=[1, 100]", "steps=[10.5, 20]",
+        "reward_bounds=[1]", 'reward_bounds=["a", "b"]', "reward_bounds=[1.5, -2]",
+        'env={"speed_bounds": ["a", 1]}', 'env={"speed_bounds": [1]}', 'env={"intervals": [3]}',
+        'env={"start": {"learning_rate": NaN}}',
+        'families=["nosuch"]', 'leave_out=["nosuch"]', 'valid_families=["nosuch"]',
+        'imitation={"rounds": 0}', 'imitation={"rounds": "3"}', 'imitation={"top": 0}',
+        'imitation={"tasks": 0}', 'imitation={"tasks": true}', 'imitation={"hidden_share": 1}',
+    ],
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_refused_by_name(item: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        read_config(arguments("--set", item))
+    name = item.partition("=")[0]
+    assert name in str(refused.value) or "Nearest" in str(refused.value) or "{" in item
+    assert "wanted" in str(refused.value) or "Nearest" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=file.stem)
+        for folder in ("policy/bundled", "docs/candidates", "docs/candidates/*")
+        for file in sorted(ROOT.glob(f"{folder}/*.json"))
+    ],
+)
+def test_the_settings_of_every_policy_that_is_kept_can_be_read(file: Path) -> None:
+    told = json.loads(file.read_text())["training"]
+    if "config" in told:
+        read_config(arguments("--config", str(file), "--from", "x"))
 
 
 def test_a_training_begins_from_the_policy_that_is_named(

@@ -210,7 +210,7 @@ def test_runs_keep_leaning_across_updates(pool: TaskPool, tmp_path: Path) -> Non
     np.testing.assert_allclose(seen[:, -leaning.shape[1] :], leaning, rtol=1e-6)
     saved = pickle.loads(torch.load(tmp_path / "checkpoint.pt", weights_only=False)["env"])
     np.testing.assert_array_equal(saved["leaning"][0], leaning)
-    with pytest.raises(ConfigurationError, match=r"lean is -0\.1; a number of at least 0"):
+    with pytest.raises(ConfigurationError, match=r"lean is -0\.1; a finite number of at least 0"):
         replace(CONFIG, lean=-0.1)
     for lean, turn in [(0.4, 1.5), (0.4, -0.1), (0.0, 0.1)]:
         with pytest.raises(ConfigurationError, match=f"lean_turn is {turn} with lean {lean}"):
@@ -259,7 +259,7 @@ def test_a_critic_of_before_leaning_was_seen_goes_on(pool: TaskPool, tmp_path: P
 
 
 def test_a_batch_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="must divide the 64 transitions"):
+    with pytest.raises(ConfigurationError, match="one that divides the 64 transitions"):
         replace(CONFIG, batch_size=33)
 
 
