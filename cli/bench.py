@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigurationError, MissingExtraError
+from .folders import check_folder
 
 #: Words that run one experiment: its module under `benchmarks/experiments`, which has
 #: `run(output, quick)`; it draws a picture and answers with a table.
@@ -17,17 +18,28 @@ EXPERIMENTS = {
     "local-sgd": "communication",
     "quadratic-policy": "quadratic_policy",
 }
-WHAT = (
-    "table",
-    "engine",
-    "step-time",
-    "frontiers",
-    "optimizers",
-    "suited",
-    "parts",
-    "held-out",
-    *EXPERIMENTS,
-)
+#: The words, and the options that each of them takes.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "table": ("tier", "tasks", "policy", "quick", "processes", "output"),
+    "engine": ("device",),
+    "step-time": (),
+    "frontiers": ("tier", "tasks", "fresh", "device"),
+    "optimizers": ("tier", "tasks", "quick", "output"),
+    "suited": ("quick",),
+    "parts": ("processes", "output"),
+    "held-out": ("fresh",),
+    **dict.fromkeys(EXPERIMENTS, ("quick", "output")),
+}
+DEFAULTS: dict[str, Any] = {
+    "tier": "small",
+    "processes": 2,
+    "quick": False,
+    "policy": [],
+    "output": Path("bench-output"),
+    "tasks": [],
+    "fresh": False,
+    "device": "cpu",
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -49,12 +61,15 @@ def add_parser(subparsers: Any) -> None:
         "like of these tasks, and with --fresh writes the list of what policies train on. "
         "`short-horizon` (why a short look ahead chooses rates that are too small), "
         "`local-sgd` (error against communication rounds) and "
-        "`quadratic-policy` (a policy against the known optimum) print a table and draw a picture.",
+        "`quadratic-policy` (a policy against the known optimum) print a table and draw a picture. "
+        "An option that a word does not take is refused.",
     )
-    parser.add_argument("what", nargs="?", choices=WHAT, default="table", help="(default: table)")
-    parser.add_argument("--tier", default="small", metavar="TIER", help="(default: %(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=2, metavar="N",
+        "what", nargs="?", choices=OPTIONS, default="table", help="(default: table)"
+    )
+    parser.add_argument("--tier", metavar="TIER", help="(default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, metavar="N",
         help="workers of one thread each; 1 is this process (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="fewer seeds; experiments: smaller")
@@ -62,25 +77,24 @@ def add_parser(subparsers: Any) -> None:
         "--policy",
         action="append",
         type=Path,
-        default=[],
         metavar="PATH",
         help="a policy instead of the bundled one of the same optimizer, NAME.json; repeatable, "
         "one per optimizer",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("bench-output"), metavar="DIR",
+        "--output", type=Path, metavar="DIR",
         help="folder of raw rows and pictures (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--tasks", "--task", nargs="+", default=[], metavar="NAME",
+        "--tasks", "--task", nargs="+", metavar="NAME",
         help="only these tasks of the tier, or families",
     )  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="with `frontiers`: measure them again")
     parser.add_argument(
-        "--device", default="cpu",
+        "--device",
         help="with `frontiers` and `engine`: of the runs (cpu, cuda; default: %(default)s)",
     )  # fmt: skip
-    parser.set_defaults(func=run)
+    parser.set_defaults(func=run, **DEFAULTS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,12 +102,12 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         MissingExtraError: A package of the extra "bench" is not installed.
-        ConfigurationError: An option that does not belong to the word.
+        ConfigurationError: An option that does not belong to the word, or a folder that cannot be
+            written.
     """
-    if args.fresh and args.what not in ("frontiers", "held-out"):
-        raise ConfigurationError("--fresh belongs to `lhopt bench frontiers` and `held-out`.")
-    if args.device != "cpu" and args.what not in ("frontiers", "engine"):
-        raise ConfigurationError("--device belongs to `lhopt bench frontiers` and `engine`.")
+    _check_options(args)
+    if "output" in OPTIONS[args.what]:
+        check_folder(args.output)
     try:
         import matplotlib  # noqa: F401  (a bench of minutes must not fail at its picture)
         import torch
@@ -151,6 +165,23 @@ def run(args: argparse.Namespace) -> int:
     finally:
         torch.set_num_threads(threads)
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse an option that the word would not read: its figures would be taken for others.
+
+    Raises:
+        ConfigurationError: There is one, other than by default.
+    """
+    own = OPTIONS[args.what]
+    for name, default in DEFAULTS.items():
+        if name not in own and getattr(args, name) != default:
+            words = ", ".join(word for word, options in OPTIONS.items() if name in options)
+            takes = ", ".join(f"--{option}" for option in own) or "no option"
+            raise ConfigurationError(
+                f"--{name} belongs to {words}; `lhopt bench {args.what}` takes {takes}. Leave it "
+                "out."
+            )
 
 
 def _check_used(args: argparse.Namespace) -> None:

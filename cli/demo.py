@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import MissingExtraError
+from .folders import check_folder
 
 DATA = ("auto", "digits", "fashion-mnist")
 
@@ -46,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         MissingExtraError: A package of the extra "demo" is not installed.
+        ConfigurationError: The folder cannot be written.
     """
+    check_folder(args.output)
     try:
         import matplotlib  # noqa: F401
         import torch  # noqa: F401

@@ -40,7 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one word; what it refuses is printed without a traceback, exit status 2."""
+    """Run one word; what it refuses is printed without a traceback, exit status 2.
+
+    So is what the file system or a network refuses.
+    """
     args = build_parser().parse_args(argv)
     try:
         status: int = args.func(args)
@@ -50,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lhopt tasks | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"lhopt {args.word}: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"lhopt {args.word}: stopped", file=sys.stderr)
         return 130

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigurationError, MissingExtraError
+from .folders import check_folder
 
 OPTIMIZERS = ("lhopt.SteerableAdamW", "torch.optim.AdamW")
 
@@ -43,7 +44,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, print the leaders."""
+    """Search, print the leaders.
+
+    Raises:
+        MissingExtraError: A package of the extra "train" is not installed.
+        ConfigurationError: A setting out of range, or the folder cannot be written.
+    """
+    check_folder(args.folder)
     try:
         import torch
         from tqdm import tqdm
