@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import ConfigurationError, MissingExtraError, UnknownNameError
+from .folders import check_folder
 
 if TYPE_CHECKING:
     from ..policy.artifact import Artifact
@@ -38,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         description="Train a policy with RecurrentPPO: one that steers training jobs, or with "
         "--env one of another environment. The folder gets a checkpoint every few minutes, "
         "TensorBoard logs, a line of curve.jsonl per evaluation and the policy; Ctrl-C or SIGTERM "
-        "saves and stops; --resume continues exactly.",
+        "saves and stops, with exit status 130 where updates are left; --resume continues exactly.",
     )
     parser.add_argument(
         "folder", type=Path, nargs="?",
@@ -95,7 +96,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, with progress bars; 0, or 130 if the warm start was stopped."""
+    """Train, with progress bars; 0, or 130 if it was stopped before its last update."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(args)
@@ -128,6 +129,7 @@ def _run(args: argparse.Namespace) -> int:
     _check_folder(args, config)  # before the frontiers, which may take long
     if not args.resume:
         check_start(config)
+    check_folder(args.folder)
     print(f"lhopt train: {config.name} for {config.optimizer}, {config.updates} updates")
     with tqdm(desc="frontiers", unit="task", leave=False) as bar:
 
@@ -160,17 +162,27 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _train(trainer: PPOTrainer[A], args: argparse.Namespace) -> A | None:
-    """Warm start and PPO; the policy, or None if the warm start was stopped."""
+    """Warm start and PPO; the policy, or None if it was stopped before its last update."""
+    from ..policy.artifact import write_whole
+
     with closing(trainer):
-        text = json.dumps(trainer.config.to_json(), indent=1)
-        (args.folder / CONFIG).write_text(text + "\n")
         if args.resume:
             trainer.resume()
             print(f"resumed after update {trainer.update}")
+        # once nothing was refused: the settings are those of the checkpoint beside them
+        text = json.dumps(trainer.config.to_json(), indent=1)
+        write_whole(args.folder / CONFIG, f"{text}\n".encode())
         if not _warm_start(trainer):
             return None
         policy = _learn(trainer, trainer.config.updates)
     print(f"policy {policy.name} ({policy.digest[:12]}) in {args.folder}: {_chosen(trainer)}")
+    if trainer.update < trainer.config.updates:
+        print(
+            f"lhopt train: stopped after update {trainer.update} of {trainer.config.updates}; "
+            "--resume goes on.",
+            file=sys.stderr,
+        )
+        return None
     return policy
 
 
@@ -206,7 +218,7 @@ def _keep_measured(args: argparse.Namespace) -> int:
 
 
 def _run_environment(args: argparse.Namespace) -> int:
-    """Train in one of `env.registry.ENVIRONMENTS`; 0, or 130 if the warm start was stopped."""
+    """Train in one of `env.registry.ENVIRONMENTS`; 0, or 130 if it was stopped."""
     from ..env.registry import get_environment
     from ..policy.env_train import EnvTrainer
 
@@ -224,6 +236,7 @@ def _run_environment(args: argparse.Namespace) -> int:
     args.folder = args.folder or Path("runs") / args.env
     config = read_env_config(args)
     _check_folder(args, config)
+    check_folder(args.folder)
     print(f"lhopt train: {config.name} in {args.env} ({row.summary}), {config.updates} updates")
     policy = _train(EnvTrainer(config, args.folder), args)
     if policy is None:
@@ -397,6 +410,9 @@ def _given(
     given: dict[str, Any] = {}
     if args.config is not None:
         given.update(_read_file(args.config))
+        named = any(item.partition("=")[0] == "start" for item in args.set)
+        if given.get("start") and not (args.resume or args.start or named):
+            _check_told(args.config, given["start"])
     elif args.resume and (args.folder / CONFIG).exists():
         given.update(_read_file(args.folder / CONFIG))  # what it was started with
     for item in args.set:
@@ -412,6 +428,22 @@ def _given(
         if getattr(args, name) is not None:
             given[name] = getattr(args, name)
     return _checked(given, defaults)
+
+
+def _check_told(path: Path, start: Any) -> None:
+    """Refuse to look for what a training began from by its name, which is all that is kept of it.
+
+    Raises:
+        ConfigurationError: The file is a policy's manifest, or a training's own settings.
+    """
+    from ..policy.ppo import CHECKPOINT
+
+    kept = path.name == CONFIG and (path.parent / CHECKPOINT).exists()
+    if kept or "training" in json.loads(path.read_text()):
+        raise ConfigurationError(
+            f"The training of {path} began from {start!r}, and where that lies is not kept; say "
+            f"where it is: --from PATH, or --set start=null to begin without it."
+        )
 
 
 def _checked(given: dict[str, Any], defaults: PPOConfig) -> dict[str, Any]:

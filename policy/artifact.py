@@ -219,8 +219,8 @@ def save(policy: Artifact, folder: str | Path) -> Path:
             )
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{policy.name}.json"
-    _replace(folder / f"{policy.name}.safetensors", weights)
-    _replace(target, text)
+    write_whole(folder / f"{policy.name}.safetensors", weights)
+    write_whole(target, text)
     return target
 
 
@@ -503,7 +503,8 @@ def _read(path: Path, limit: int) -> bytes:
         ) from error
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under another name and rename it: nobody ever reads half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     temporary.replace(path)

@@ -26,7 +26,7 @@ from ..core.averages import share
 from ..core.controls import Control
 from ..core.errors import ConfigurationError, ResumeError
 from ..env.sb3 import Sb3VecEnv
-from .artifact import Artifact, check_name, save
+from .artifact import Artifact, check_name, save, write_whole
 from .imitation import ACTOR
 from .learner import HyperparameterPolicy
 from .ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SHARE, Numbers, check_ranges
@@ -187,10 +187,11 @@ def read_checkpoint(folder: Path, config: PPOConfig) -> dict[str, Any]:
             for k in {**theirs, **ours}
             if theirs.get(k) != ours.get(k) and k not in FREE
         ]
+        begun = "; --from goes on from what it has" if hasattr(config, "start") else ""
         raise ResumeError(
             f"{path} is of another configuration ("
-            f"{'; '.join(other) or UNNAMED}). Use the settings it was started with (only the "
-            "number of updates may change), or another folder; --from goes on from what it has."
+            f"{'; '.join(other) or UNNAMED}). Use the settings it was started with (only "
+            f"{', '.join(FREE)} may change), or another folder{begun}."
         )
     return state
 
@@ -470,9 +471,17 @@ class PPOTrainer(ABC, Generic[A]):
         """Drop lines of evaluations that came after the checkpoint: they will come again."""
         path = self.folder / CURVE
         if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["update"] <= self.update]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            lines = path.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _evaluated_by(line, self.update)]
+            write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _evaluated_by(line: str, update: int) -> bool:
+    """Whether a line of the curve is whole, and of no later update: one may be cut by a crash."""
+    try:
+        return bool(json.loads(line)["update"] <= update)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 class _Progress(BaseCallback):

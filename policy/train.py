@@ -89,16 +89,22 @@ def _check_parent(parent: Policy, config: TrainConfig) -> None:
             f"{config.start} was trained on {', '.join(met)}, which leave_out names: "
             "nothing that comes of it can be judged by them. Begin from a policy of that fold."
         )
-    mine = {
-        "optimizer": config.optimizer,
-        "controls": config.env_config().controls,
-        "hidden_size": config.lstm,
-    }
-    for what, wanted in mine.items():
-        if getattr(parent, what) != wanted:
+    if parent.optimizer != config.optimizer:
+        raise ConfigurationError(
+            f"{config.start} steers {parent.optimizer}, another optimizer than this training's, "
+            f"{config.optimizer}. Give --optimizer {parent.optimizer}, or begin from what `lhopt "
+            f"policies transfer --optimizer {config.optimizer}` makes of it."
+        )
+    mine = config.env_config().controls
+    steered = [", ".join(control.name for control in each) for each in (parent.controls, mine)]
+    for what, same, told in (
+        ("controls", parent.controls == mine, steered),
+        ("hidden_size", parent.hidden_size == config.lstm, [parent.hidden_size, config.lstm]),
+    ):
+        if not same:
             raise ConfigurationError(
-                f"{config.start} is a policy with another {what} than this training's; "
-                "begin from one that `lhopt train` made with the same settings."
+                f"{config.start} is a policy with another {what} ({told[0]}) than this training's "
+                f"({told[1]}); begin from one that `lhopt train` made with the same settings."
             )
 
 
