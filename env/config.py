@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.controls import Control, get_controls
+from ..core.controls import CONTROLS, Control, get_controls
 from ..core.errors import ConfigurationError, UnknownNameError
 from ..core.feedback import Feedback
 from ..core.schedules import Schedule
@@ -109,6 +109,10 @@ def get_optimizer(name: str) -> SteeredOptimizer:
     return OPTIMIZERS[name]
 
 
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 @dataclass(frozen=True)
 class EnvConfig:
     """How episodes are drawn.
@@ -170,19 +174,46 @@ class EnvConfig:
                 )
         if not isinstance(self.averages, bool):
             raise ConfigurationError(f"averages is {self.averages!r}; True or False is wanted.")
-        low, high = self.intervals
-        if not 2 <= low <= high <= 129:
+        if not _whole(self.valid_examples, 1):
             raise ConfigurationError(
-                f"intervals is {self.intervals}; two numbers from 2 to 129 are wanted, the "
+                f"valid_examples is {self.valid_examples!r}; a whole number of at least 1 is "
+                "wanted."
+            )
+        if not isinstance(self.noise_scale, int | float) or not 0.0 <= self.noise_scale < np.inf:
+            raise ConfigurationError(
+                f"noise_scale is {self.noise_scale!r}; a finite number of at least 0 is wanted."
+            )
+        pair = isinstance(self.intervals, tuple | list) and len(self.intervals) == 2
+        if not (
+            pair
+            and all(_whole(n, 2) for n in self.intervals)
+            and self.intervals[0] <= self.intervals[1] <= 129
+        ):
+            raise ConfigurationError(
+                f"intervals is {self.intervals!r}; two whole numbers from 2 to 129 are wanted, the "
                 "smaller first: a run has one decision fewer than intervals."
             )
-        if self.group_size is not None and self.group_size < 2:
+        if self.group_size is not None and not _whole(self.group_size, 2):
             raise ConfigurationError(
                 f"group_size is {self.group_size}; a group has at least 2 runs, or None draws each "
                 "run by itself."
             )
-        get_optimizer(self.optimizer)
+        self._check_start()
         object.__setattr__(self, "feedback", Feedback.read(self.feedback))
+
+    def _check_start(self) -> None:
+        known = self.steered.start
+        for name, value in self.start.items():
+            if name not in known:
+                raise ConfigurationError(
+                    f"start has {name!r}, which {self.optimizer} does not start with. It does with "
+                    f"{', '.join(known)}."
+                )
+            low, high = CONTROLS[name].low, CONTROLS[name].high
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise ConfigurationError(
+                    f"start has {name} {value!r}; a number from {low:g} to {high:g} is wanted."
+                )
 
     @property
     def steered(self) -> SteeredOptimizer:

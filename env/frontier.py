@@ -383,6 +383,15 @@ def _data_digest(task: InnerTask) -> str:
     return digest.hexdigest()[:16]
 
 
+def _read(path: Path) -> Frontier:
+    try:
+        return Frontier.from_json(json.loads(path.read_text()))
+    except (ValueError, FrontierError) as error:
+        raise FrontierError(
+            f"{path} holds no frontier ({error!r}); delete it, it is made again."
+        ) from error
+
+
 def get_frontier(
     task: InnerTask,
     steps: int,
@@ -403,7 +412,7 @@ def get_frontier(
     for folder in (*folders, cache_folder()):
         path = folder / name
         if path.exists():
-            return Frontier.from_json(json.loads(path.read_text()))
+            return _read(path)
     known = shipped(name)
     if known is not None:
         return Frontier.from_json(known)

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from ..core.errors import ConfigurationError
 from ..core.types import BoolArray, FloatArray, IntArray
 from ..optimizers.local_sgd.features import BATCH_CHOICES, INTERVAL_CHOICES, OBSERVATIONS
+from .choices import checked
 from .local_sgd_fleet import LENGTHS, WORKERS, Fleet, Tasks
 from .local_sgd_rivals import Teacher, evaluate
 from .registry import Split
@@ -84,9 +85,10 @@ class LocalSGDEnv(VectorEnv[FloatArray, IntArray, Any]):
         self.n_fleets, self.n_buckets = n_fleets, n_fleets * buckets
         self.num_envs = self.n_buckets * runs_per_bucket
         self.single_observation_space = gym.spaces.Box(-3.0, 3.0, (len(OBSERVATIONS),), np.float32)
-        self.single_action_space = gym.spaces.MultiDiscrete(
+        self._choices = gym.spaces.MultiDiscrete(
             [len(choices) for choices in self.action_choices.values()]
         )
+        self.single_action_space = self._choices
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._seed, self._count = seed, 0
@@ -106,9 +108,16 @@ class LocalSGDEnv(VectorEnv[FloatArray, IntArray, Any]):
     def step(
         self, actions: IntArray
     ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
-        """Carry out one decision per run and go on until the next."""
+        """Carry out one decision per run and go on until the next.
+
+        Raises:
+            ConfigurationError: `reset` was never called.
+            ControlError: Not one action per run, or a choice that there is not.
+        """
+        self._check_begun("step")
+        chosen_by_run = checked(actions, self._choices, self.num_envs)
         shape = (self.n_fleets, self.buckets, self.runs_per_bucket, 2)
-        for fleet, chosen in zip(self.fleets, np.asarray(actions).reshape(shape), strict=True):
+        for fleet, chosen in zip(self.fleets, chosen_by_run.reshape(shape), strict=True):
             fleet.decide(chosen)
             fleet.run()
         reward, over = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
@@ -128,13 +137,22 @@ class LocalSGDEnv(VectorEnv[FloatArray, IntArray, Any]):
         return self._observe(), reward, over, np.zeros_like(over), info
 
     def expert(self) -> IntArray:
-        """`(num_envs, 2)` choices that lead to the best of many schedules, found by search."""
+        """`(num_envs, 2)` choices that lead to the best of many schedules, found by search.
+
+        Raises:
+            ConfigurationError: `reset` was never called.
+        """
+        self._check_begun("expert")
         labels = []
         for i, fleet in enumerate(self.fleets):
             if i not in self._teachers:
                 self._teachers[i] = Teacher(fleet, [self._seed, self._count, i])
             labels.append(self._teachers[i].label(fleet))
         return np.concatenate(labels).reshape(self.num_envs, 2)
+
+    def _check_begun(self, asked: str) -> None:
+        if not self.fleets:
+            raise ConfigurationError(f"{asked}() before reset(): call reset() once, first.")
 
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on, picklable."""

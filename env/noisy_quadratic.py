@@ -16,6 +16,7 @@ from ..core.controls import CONTROLS
 from ..core.errors import ConfigurationError
 from ..core.types import BoolArray, FloatArray, IntArray
 from ..policy.small import SmallPolicy, play
+from .choices import checked
 from .quadratic_pool import Problems, advance, excess_loss, get_problems, greedy
 from .registry import Split
 
@@ -129,7 +130,8 @@ class NoisyQuadraticEnv(VectorEnv[FloatArray, IntArray, Any]):
         self.single_observation_space = gym.spaces.Box(
             -BOUND, BOUND, (len(OBSERVATIONS),), np.float32
         )
-        self.single_action_space = gym.spaces.Discrete(len(RATE.choices))
+        self._choices = gym.spaces.Discrete(len(RATE.choices))
+        self.single_action_space = self._choices
         self.observation_space = batch_space(self.single_observation_space, n_envs)
         self.action_space = batch_space(self.single_action_space, n_envs)
         self._seed, self._count = seed, 0
@@ -149,8 +151,12 @@ class NoisyQuadraticEnv(VectorEnv[FloatArray, IntArray, Any]):
     def step(
         self, actions: IntArray
     ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
-        """Multiply each rate and make one interval."""
-        delta = RATE.deltas[np.asarray(actions)]
+        """Multiply each rate and make one interval.
+
+        Raises:
+            ControlError: Not one action per run, or a choice that there is not.
+        """
+        delta = RATE.deltas[checked(actions, self._choices, self.num_envs)]
         self._lr = np.clip(self._lr * np.exp(delta), 1e-6 * self._start_lr, 1e6 * self._start_lr)
         self._move = delta
         self._interval()
@@ -174,12 +180,12 @@ class NoisyQuadraticEnv(VectorEnv[FloatArray, IntArray, Any]):
         return observation, reward, flags, np.zeros_like(flags), info
 
     def expert(self) -> IntArray:
-        """`(K, 1)` the choices that come nearest to the optimal schedule's next interval."""
+        """`(K,)` the choices that come nearest to the optimal schedule's next interval."""
         cap = EXPERT_SHARPNESS / self._problem.curvature.max(axis=1)
         wanted = self._problem.optimal_lrs[:, self._time : self._time + INTERVAL]
         wanted = np.clip(wanted, 1e-6 * cap[:, None], cap[:, None])
         gap = np.log(wanted).mean(axis=1) - np.log(self._lr)
-        return np.asarray(np.abs(gap[:, None] - RATE.deltas).argmin(axis=1)[:, None])
+        return np.asarray(np.abs(gap[:, None] - RATE.deltas).argmin(axis=1))
 
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on, picklable."""
@@ -193,12 +199,12 @@ class NoisyQuadraticEnv(VectorEnv[FloatArray, IntArray, Any]):
 
     def _begin(self) -> None:
         rng = np.random.default_rng([self._seed, self._count])
-        self._count += 1
         n = len(self.problems)
         if self.in_order:
-            buckets = np.arange(self.n_buckets) % n
+            buckets = (self._count * self.n_buckets + np.arange(self.n_buckets)) % n
         else:
             buckets = rng.integers(0, n, self.n_buckets)
+        self._count += 1
         self._rows = np.repeat(buckets, self.runs_per_bucket)
         self._problem = self.problems.take(self._rows)
         h = self._problem.curvature
@@ -216,14 +222,14 @@ class NoisyQuadraticEnv(VectorEnv[FloatArray, IntArray, Any]):
         going = self._loss() < DIVERGED * self._first_loss
         lr = np.where(going, self._lr, 0.0)
         for _ in range(INTERVAL):
-            before = self._a
+            before, used = self._a, lr
             self._a = advance(before, lr, h, problem.variance)
             # the step that leads beyond is taken, and no other
             lr = np.where(self._loss() < DIVERGED * self._first_loss, lr, 0.0)
         self._time += INTERVAL
         # of the mean gradients before and after the last step: E[x x'] = (1 - lr h) E[x**2]
         h2 = h * h
-        inner = (h2 * (1.0 - lr[:, None] * h) * before).sum(axis=1)
+        inner = (h2 * (1.0 - used[:, None] * h) * before).sum(axis=1)
         self._cosine = inner / np.sqrt((h2 * before).sum(axis=1) * (h2 * self._a).sum(axis=1))
 
     def _told(self) -> dict[str, Any]:

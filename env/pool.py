@@ -167,13 +167,28 @@ def _quickest(task: InnerTask, rule: StepRule, n_runs: int, device: str) -> floa
 def draw_specs(
     families: Iterable[str], per_family: int, steps: tuple[int, int], seed: int = 0
 ) -> list[TaskSpec]:
-    """Specs of several tasks per family, with log-uniform lengths; same seed, same specs."""
+    """Specs of several tasks per family; same seed, same specs.
+
+    Args:
+        families: Names.
+        per_family: Tasks of each.
+        steps: Least and most; lengths are log-uniform between, to ten steps where that stays there.
+        seed: Of tasks and lengths.
+
+    Raises:
+        ConfigurationError: Fewer than 2 steps, or the larger first.
+    """
+    if not 2 <= steps[0] <= steps[1]:
+        raise ConfigurationError(
+            f"steps is {steps}; two numbers of at least 2 are wanted, the smaller first."
+        )
     specs = []
     for family in families:
         rng = np.random.default_rng([seed, crc32(family.encode())])
         for i in range(per_family):
             length = np.exp(rng.uniform(np.log(steps[0]), np.log(steps[1])))
-            specs.append(TaskSpec(f"{family}/{seed * 1000 + i}", int(10 * round(length / 10))))
+            whole = min(max(int(10 * round(length / 10)), steps[0]), steps[1])
+            specs.append(TaskSpec(f"{family}/{seed * 1000 + i}", whole))
     return specs
 
 

@@ -45,8 +45,8 @@ class Sb3VecEnv(VecEnv):
             divisor, so the gradient is no longer unbiased. At 0, those whose reward answers
             most to a small difference of loss outweigh the others (normalised per group of runs,
             as in GRPO: Shao et al., 2024, arXiv:2402.03300).
-        lean: Standard deviation of how each run leans in each head (`policy.learner.Leaning`), told
-            in the last columns of an observation; with 0 there are none.
+        leans: Whether each run leans in each head (`policy.learner.Leaning`), by a standard normal
+            number each that is told in the last columns of an observation.
         lean_turn: Probability, at each decision, that a run leans another way from then on.
 
     Raises:
@@ -62,7 +62,7 @@ class Sb3VecEnv(VecEnv):
         seed: int = 0,
         bounds: tuple[float, float] | None = None,
         floor: float = 0.0,
-        lean: float = 0.0,
+        leans: bool = False,
         lean_turn: float = 0.0,
     ) -> None:
         if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
@@ -91,11 +91,11 @@ class Sb3VecEnv(VecEnv):
         self._discrete = isinstance(space, spaces.Discrete)
         if isinstance(space, spaces.Discrete):
             space = spaces.MultiDiscrete([space.n])
-        self.lean, self.lean_turn = lean, lean_turn
+        self.lean_turn = lean_turn
         seen: spaces.Space[Any] = env.single_observation_space
         #: Last columns of an observation, which say how a run leans.
         self.leans = 0
-        if lean:
+        if leans:
             assert isinstance(seen, spaces.Box)
             assert isinstance(space, spaces.MultiDiscrete)
             self.leans = len(space.nvec)
@@ -136,7 +136,7 @@ class Sb3VecEnv(VecEnv):
 
     def _lean_anew(self, who: BoolArray) -> None:
         if self.leans:
-            drawn = self.lean * self._rng.normal(size=self._leaning.shape)
+            drawn = self._rng.normal(size=self._leaning.shape)
             self._leaning[who] = drawn[who]
 
     def _told(self, observation: FloatArray) -> FloatArray:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core.types import BoolArray, FloatArray, IntArray
+from .choices import checked
 from .config import EnvConfig
 from .frontier import Frontier
 from .pool import Entry, TaskPool, TaskSpec
@@ -79,8 +80,13 @@ class ShardedVectorEnv(HyperparameterVectorEnv):
     def step(
         self, actions: IntArray
     ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
-        """Carry out one decision per run and train one interval."""
-        actions = np.asarray(actions)
+        """Carry out one decision per run and train one interval.
+
+        Raises:
+            ControlError: Not one action per run, or a choice that there is not.
+            EnvWorkerError: A worker failed or is gone.
+        """
+        actions = checked(actions, self._choices, self.num_envs)
         found = self._ask(_step, [actions[rows] for rows in self._shares()])
         observation, reward, terminated, truncated = (
             np.concatenate([part[i] for part in found]) for i in range(4)
@@ -104,7 +110,12 @@ class ShardedVectorEnv(HyperparameterVectorEnv):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken, with whatever number of workers."""
+        """Continue where `state` was taken, with whatever number of workers.
+
+        Raises:
+            ConfigurationError: The state is of other buckets.
+        """
+        self._check_state(state)
         self.pool, self._seed = self.pool.weighted(state["weights"]), state["seed"]
         parts = [
             {

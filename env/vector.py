@@ -13,6 +13,7 @@ from ..core.actions import action_deltas
 from ..core.errors import ConfigurationError
 from ..core.features import BOUND, FEATURES
 from ..core.types import BoolArray, FloatArray, IntArray
+from .choices import checked
 from .config import EnvConfig
 from .episode import Episode, draw
 from .pool import TaskPool
@@ -94,6 +95,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         self.n_buckets, self.runs_per_bucket = n_buckets, runs_per_bucket
         self.num_envs = n_buckets * runs_per_bucket
         self.single_observation_space, self.single_action_space = spaces_of(pool, self.config)
+        self._choices = self.single_action_space
         width = self.single_observation_space.shape[0]
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -131,10 +133,13 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
 
         Raises:
             ConfigurationError: `reset` was never called.
+            ControlError: Not one action per run, or a choice that there is not.
         """
         if not self._episodes:
             raise ConfigurationError("step() before reset(): call reset() once, first.")
-        deltas = action_deltas(np.asarray(actions), self.config.controls)
+        # all of them before any bucket goes on: what is refused changes nothing
+        actions = checked(actions, self._choices, self.num_envs)
+        deltas = action_deltas(actions, self.config.controls)
         reward = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, bool)
         info: dict[str, Any] = {}
@@ -163,7 +168,12 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken; the pool must be the same."""
+        """Continue where `state` was taken; the pool must be the same.
+
+        Raises:
+            ConfigurationError: The state is of other buckets.
+        """
+        self._check_state(state)
         self.pool = self.pool.weighted(state["weights"])
         self._seed, self._counts = state["seed"], list(state["counts"])
         self._observation = state["observation"].copy()
@@ -173,6 +183,14 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
             entry = entries[(name, steps)]
             self._episodes.append(
                 Episode.restore(entry.task, self.config, entry.frontier, saved, device=self.device)
+            )
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        if (seen := np.shape(state["observation"])) != self._observation.shape:
+            raise ConfigurationError(
+                f"The state's observations are {seen}; these of {self.n_buckets} buckets of "
+                f"{self.runs_per_bucket} runs are {self._observation.shape}. Make the environment "
+                "as the one that the state was taken from."
             )
 
     def _seen(self, episode: Episode) -> FloatArray:

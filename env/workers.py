@@ -173,10 +173,12 @@ def _serve(connection: Connection) -> None:
     kept: Kept = {}
     while True:
         try:
-            keeps, function, argument = pickle.loads(connection.recv_bytes())
+            message = connection.recv_bytes()
         except (EOFError, OSError):
             return
         try:
+            # here, too, lest what cannot be imported look like a worker that died
+            keeps, function, argument = pickle.loads(message)
             value = function(kept, argument) if keeps else function(argument)
             reply = pickle.dumps(("ok", value, time.process_time()), pickle.HIGHEST_PROTOCOL)
         except ConfigurationError as error:

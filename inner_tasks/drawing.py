@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.types import IntArray
 from .base import Split
 from .data import Dataset, dataset, standardise
 
@@ -19,6 +20,23 @@ DATA_SEEDS: Final[tuple[int, ...]] = tuple(range(1, 17))
 def n_drawn(n_train: int) -> int:
     """Rows to draw so that `n_train` are left to train on."""
     return n_train + sum(N_HELD_OUT)
+
+
+def distinct_cells(log_chance: NDArray[np.float64], n: int, rng: np.random.Generator) -> IntArray:
+    """So many different cells of a table, likelier where the chance is larger.
+
+    Args:
+        log_chance: Of each cell, any shape; -inf for never.
+        n: How many; no more than the table has.
+        rng: Draws them.
+
+    Returns:
+        (n, dimensions) indices, in random order.
+    """
+    # the largest of perturbed logs: sampling without replacement, so no cell is in two splits
+    score = (log_chance + rng.gumbel(size=log_chance.shape)).ravel()
+    cells = np.argpartition(-score, n)[:n]
+    return np.stack(np.unravel_index(rng.permutation(cells), log_chance.shape), 1)
 
 
 def in_order(

@@ -7,6 +7,7 @@ one run after another (`lhopt bench engine` prints it); buckets should hold 32 r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -232,7 +233,7 @@ class BatchedRuns:
         """
         wanted = set(measured)
         self._chosen = None
-        rates = None
+        rates, setting = None, self._hyper.lr
         if learning_rates is not None:
             rates = torch.from_numpy(np.array(learning_rates, np.float64)).to(self.device)
         rows = np.stack([order.take(n_steps) for order in self._orders], axis=1)
@@ -269,6 +270,7 @@ class BatchedRuns:
                     if isinstance(clipped, Tensor)
                     else np.full(self.n_runs, np.nan)
                 )
+        self._hyper.lr = setting
         n_tensors = len(self.names)
         return Measured(
             losses,
@@ -389,16 +391,20 @@ class BatchedRuns:
         self.set(Settings(**settings), kept)
 
     def state(self) -> dict[str, Any]:
-        """Everything that later steps depend on, next to task, seeds and settings."""
+        """Everything that later steps depend on, next to task, seeds and settings; copied."""
+
+        def held(tensor: Tensor) -> Tensor:
+            return tensor.to("cpu", copy=True)
+
         return {
-            "flat": self.flat.cpu(),
-            "momentum": self._momentum.cpu(),
-            "second": self._second.cpu(),
-            "average": None if self._average is None else self._average.cpu(),
-            "kept": {horizon: kept.cpu() for horizon, kept in self._kept.items()},
-            "run": self._state.each(Tensor.cpu),
-            "orders": self._orders,
-            "alive": self.alive,
+            "flat": held(self.flat),
+            "momentum": held(self._momentum),
+            "second": held(self._second),
+            "average": None if self._average is None else held(self._average),
+            "kept": {horizon: held(kept) for horizon, kept in self._kept.items()},
+            "run": self._state.each(held),
+            "orders": copy.deepcopy(self._orders),
+            "alive": self.alive.copy(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -430,8 +436,9 @@ class BatchedRuns:
             for tensor in (*held, *self._kept.values()):
                 if tensor is not None:
                     tensor[rows] = 0.0
-            if isinstance(self._state.max_norm, Tensor):
-                self._state.max_norm[rows] = 0.0
+            for part in (self._state.max_norm, self._state.mean_square):
+                if isinstance(part, Tensor):  # what has overflowed would stay so
+                    part[rows] = 0.0
         if not self.alive.all():
             gradient[torch.from_numpy(~self.alive).to(self.device)] = 0.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from typing import ClassVar, Final
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .base import Params
 from .data import Dataset, generator
-from .drawing import DATA_SEEDS, in_order, n_drawn
+from .drawing import DATA_SEEDS, distinct_cells, in_order, n_drawn
 from .nets import Net, Weights, embedding, normal
 from .supervised import VALUE_LOSSES, Config, Settings, SupervisedFamily
 
@@ -22,11 +22,11 @@ _SIZES: Final[tuple[int, int, int]] = (120, 60, 24)
 
 @cache
 def _entries(rank: int, noise: float, seed: int) -> Dataset:
-    """Entries of a tensor of low rank that are seen with noise, some rows of it often."""
+    """Noisy entries of a tensor of low rank, each seen once, those of some rows often."""
     rng = generator("tensor", rank, seed)
     n = n_drawn(_ENTRIES)
-    popular = [rng.dirichlet(np.full(size, 0.7)) for size in _SIZES]
-    index = [rng.choice(size, n, p=p) for size, p in zip(_SIZES, popular, strict=True)]
+    often = [np.log(rng.dirichlet(np.full(size, 0.7))) for size in _SIZES]
+    index = distinct_cells(reduce(np.add.outer, often), n, rng).T
     factors = [rng.normal(size=(size, rank)) for size in _SIZES]
     value = np.prod([f[i] for f, i in zip(factors, index, strict=True)], 0).sum(1)
     value = value + sum(rng.normal(size=s)[i] for s, i in zip(_SIZES, index, strict=True))
@@ -63,10 +63,10 @@ class Factors:
 
 
 class TensorFactors(SupervisedFamily):
-    """Predict the entries of a tensor of low rank from a third or less of them.
+    """Predict the entries of a tensor of low rank from a fourteenth of them.
 
-    Data: 12,288 noisy entries of a tensor of 120 x 60 x 24; some rows have many entries, others
-    hardly any.
+    Data: 12,288 of the 172,800 entries of a tensor of 120 x 60 x 24, with noise, each once; some
+    rows have many, others hardly any.
     Model: factors of 4 to 16 for each row along each side, and biases.
     Drawn: rank, noise, data seed, embedding, loss, batch size, gain, scales, target noise.
     Source: Kolda and Bader, 2009.

@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
+from ..core.errors import ConfigurationError
 from .clusters import N_CLASSES, clusters
 from .data import Dataset, generator
 from .drawing import DATA_SEEDS, in_order, n_drawn
@@ -30,8 +31,14 @@ _MLP: Settings = {
 
 
 def first(data: Dataset, rows: int) -> Dataset:
-    """The same data with only so many rows to train on; held-out splits stay."""
+    """The same data with only so many rows to train on; held-out splits stay.
+
+    Raises:
+        ConfigurationError: There are fewer.
+    """
     inputs, targets = data.splits["train"]
+    if rows > len(inputs):
+        raise ConfigurationError(f"rows is {rows}; there are {len(inputs)} to train on.")
     kept = {**data.splits, "train": (inputs[:rows], targets[:rows])}
     return Dataset(kept, data.n_outputs, data.kind)
 

@@ -82,17 +82,28 @@ class _Seen(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (F.linear, F.conv2d) and isinstance(args[1], nn.Parameter):
+        if func in (F.linear, F.conv2d):
+            _, weight, bias = _operands(args, kwargs)
             if len(args) > 3:
                 raise ConfigurationError(
                     f"The task calls F.conv2d with {len(args)} positional arguments; TaskModule "
                     "reads those after the bias by name. Pass stride=, padding=, dilation= and "
                     "groups= so."
                 )
-            weight, bias = args[1], args[2] if len(args) > 2 else kwargs.get("bias")
-            if bias is None or isinstance(bias, nn.Parameter):
+            named = isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter | None)
+            if named and id(weight) not in self.layers:
                 self.layers[id(weight)] = _empty_layer(func, weight, kwargs), bias
         return func(*args, **kwargs)
+
+
+def _operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Input, weight and bias of such a call, by position or by name."""
+    given = (*args[:3], *(None,) * (3 - len(args)))
+    inputs, weight, bias = (
+        kwargs.get(name, value)
+        for name, value in zip(("input", "weight", "bias"), given, strict=True)
+    )
+    return inputs, weight, bias
 
 
 def _empty_layer(
@@ -116,6 +127,11 @@ class _Routed(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func in (F.linear, F.conv2d) and id(args[1]) in self._layers:
-            return self._layers[id(args[1])](args[0])
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in (F.linear, F.conv2d):
+            inputs, weight, bias = _operands(args, kwargs)
+            layer = self._layers.get(id(weight))
+            # a weight that is called with two biases has one layer, which knows the first
+            if layer is not None and layer.bias is bias:
+                return layer(inputs)
+        return func(*args, **kwargs)

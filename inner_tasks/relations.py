@@ -8,13 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.types import IntArray
 from .base import Params
 from .data import Dataset, generator
-from .drawing import DATA_SEEDS, in_order, n_drawn
+from .drawing import DATA_SEEDS, distinct_cells, in_order, n_drawn
 from .nets import MLP, Net, Weights, embedding, normal
 from .supervised import (
     ALL_ACTIVATIONS,
@@ -33,21 +31,13 @@ N_NAMES = _THINGS + _RELATIONS + _TIMES
 _PLAYERS, _SKILLS = 150, 3
 
 
-def _distinct(log_chance: NDArray[np.float64], n: int, rng: np.random.Generator) -> IntArray:
-    """So many different cells (n, dimensions) of a table, likelier where the chance is larger."""
-    # the largest of perturbed logs: sampling without replacement, so no cell is in two splits
-    score = (log_chance + rng.gumbel(size=log_chance.shape)).ravel()
-    cells = np.argpartition(-score, n)[:n]
-    return np.stack(np.unravel_index(rng.permutation(cells), log_chance.shape), 1)
-
-
 @cache
 def facts(noise: float, seed: int) -> Dataset:
     """Subject, relation and time of facts; the class is the kind of the object."""
     rng = generator("facts", int(10 * noise), seed)
     sizes, hidden = (_THINGS, _RELATIONS, _TIMES), 5
     often = [np.log(rng.dirichlet(np.full(size, 2.0))) for size in sizes]
-    fact = _distinct(reduce(np.add.outer, often), n_drawn(_FACTS), rng)
+    fact = distinct_cells(reduce(np.add.outer, often), n_drawn(_FACTS), rng)
     vectors = [rng.normal(size=(size, hidden)) for size in sizes]
     product = np.prod([v[column] for v, column in zip(vectors, fact.T, strict=True)], 0)
     score = product @ rng.normal(size=(hidden, _KINDS))
@@ -113,7 +103,7 @@ def _meetings(luck: float, seed: int) -> Dataset:
     """Pairs of players; the class is how it went: lost, drawn or won."""
     rng = generator("meetings", int(10 * luck), seed)
     n = n_drawn(_MEETINGS)
-    pairs = _distinct(np.where(np.eye(_PLAYERS, dtype=bool), -np.inf, 0.0), n, rng)
+    pairs = distinct_cells(np.where(np.eye(_PLAYERS, dtype=bool), -np.inf, 0.0), n, rng)
     first, second = pairs.T
     strength = rng.normal(size=_PLAYERS)
     style = rng.normal(size=(_PLAYERS, _SKILLS))

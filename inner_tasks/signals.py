@@ -157,7 +157,7 @@ def series(system: str, ahead: int, noise: float, seed: int) -> Dataset:
 class ChaosMLP(SupervisedFamily):
     """Predict a chaotic series some steps ahead from its last 16 values, with an MLP.
 
-    Data: 6,144 windows of the Mackey-Glass or the Lorenz system, noise on what is seen.
+    Data: 6,400 windows of the Mackey-Glass or the Lorenz system, noise on what is seen.
     Model: 1 to 3 hidden layers of 16 to 64.
     Drawn: system, steps ahead, noise, data seed, width, depth, activation, norm, loss, batch size,
     gain, scales, target noise.

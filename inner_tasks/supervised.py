@@ -127,6 +127,20 @@ def _noisy(targets: Tensor, noise: float, n_classes: int, seed: int) -> Tensor:
     return torch.where(torch.from_numpy(rng.random(shape) < noise), other, targets)
 
 
+#: Settings that take no values but those that are drawn: what data or nets are cut by, so that of
+#: others nothing can be built, or another task than the setting says.
+LISTED: Final = frozenset(
+    {"features", "grid", "literals", "marks", "pieces", "problem", "stones", "walls"}
+)
+#: Least and most of settings that take any value between: of more classes, a longer window or a
+#: greater share there would be no such data.
+LIMITS: Final[Mapping[str, tuple[float, float]]] = {
+    "classes": (2, 64),
+    "context": (1, 1024),
+    "focus": (0.0, 1.0),
+}
+
+
 class SupervisedFamily(TaskFamily):
     """A family whose members differ by a flat configuration.
 
@@ -237,6 +251,14 @@ class SupervisedFamily(TaskFamily):
                 raise ConfigurationError(f"{key} is {value!r}; it must be an integer >= {least}.")
             if isinstance(values[0], float):
                 self._check_amount(key, value, may_be_nothing=key == "noise" or 0.0 in values)
+            if key in LISTED and value not in values:
+                allowed = ", ".join(map(str, sorted(set(values))))
+                raise ConfigurationError(f"{key} is {value!r}; {self.name} allows {allowed}.")
+            least, most = LIMITS.get(key, (-np.inf, np.inf))
+            if isinstance(value, int | float) and not least <= value <= most:
+                raise ConfigurationError(
+                    f"{key} is {value!r}; {self.name} allows {least:g} to {most:g}."
+                )
         for key in ("init_gain", "loss_scale", "label_noise", "reparam"):
             if isinstance(config[key], bool) or not isinstance(config[key], int | float):
                 raise ConfigurationError(f"{key} is {config[key]!r}; it must be a number.")

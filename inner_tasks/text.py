@@ -118,13 +118,15 @@ def _dealt(name: str, stream: IntArray) -> dict[Split, list[IntArray]]:
 def python_docs(context: int) -> Dataset:
     """Characters of the English prose that Python's `help()` shows; nothing to download.
 
-    Lines that are indented are left out: the examples, which are Python source, stand in them. The
-    target is the one character after the window. The text is the running Python's.
+    Lines that are indented are left out: the examples, which are Python source, stand in them. So
+    is a line that was there before: topics quote one another by the page, and what is held out
+    would stand in `train`. The target is the one character after the window. The text is the
+    running Python's.
     """
     from pydoc_data.topics import topics  # half a megabyte that only this needs
 
     lines = "\n".join(topics[key] for key in sorted(topics)).splitlines()
-    prose = "\n".join(line for line in lines if line and not line.startswith(" "))
+    prose = "\n".join(dict.fromkeys(line for line in lines if line and line[0] != " "))
     streams = _dealt("python-docs", _stream(prose, CHARACTERS))
     size = len(CHARACTERS)
     return _cut("python-docs", streams, context, size, last_only=True, held_out=1024)

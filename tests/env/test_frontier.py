@@ -272,9 +272,19 @@ def test_the_key_of_a_task_on_other_data_is_another(monkeypatch: pytest.MonkeyPa
     assert cache_key(get_task(TASK), 20, TINY) == ours
 
 
-def test_a_broken_cache_file_is_named() -> None:
+@pytest.mark.parametrize("text", ['{"task": "x', "{}", "[]"])
+def test_a_broken_cache_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     with pytest.raises(FrontierError, match="delete it"):
         Frontier.from_json({"task": "x"})
+    monkeypatch.setenv("LHOPT_CACHE", str(tmp_path))
+    task = get_task(TASK)
+    path = tmp_path / "frontiers" / f"{cache_key(task, 20, TINY)}.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(FrontierError, match=f"{path.name} holds no frontier.*delete it"):
+        get_frontier(task, 20, TINY)
 
 
 def test_a_pool_leaves_out_blunt_tasks_and_says_so(

@@ -182,16 +182,16 @@ def test_hidden_starts_lie_in_the_noise_around_the_start() -> None:
 def test_a_wrong_action_is_refused(pool: TaskPool, config: EnvConfig) -> None:
     env = make(pool, config)
     env.reset(seed=0)
-    with pytest.raises(ControlError, match=r"one whole index"):
+    with pytest.raises(ControlError, match=r"whole numbers of shape \(6, 4\) are wanted"):
         env.step(np.zeros((6, 3), np.int64))
-    with pytest.raises(ControlError, match="has the choices 0 to 8"):
+    with pytest.raises(ControlError, match="its choices are 0 to 8"):
         env.step(np.full((6, 4), 9))
 
 
 def test_settings_out_of_range_are_refused(pool: TaskPool, config: EnvConfig) -> None:
     with pytest.raises(ConfigurationError, match="both must be >= 1"):
         make(pool, config, n_buckets=0)
-    with pytest.raises(ConfigurationError, match="two numbers from 2 to 129"):
+    with pytest.raises(ConfigurationError, match="two whole numbers from 2 to 129"):
         EnvConfig(intervals=(40, 25))
     for wrong in ((2.0, -3.0), (-np.inf, 2.0), 5, ("a", 1.0), (np.nan, 1.0)):
         with pytest.raises(ConfigurationError, match="speed_bounds is"):
@@ -213,6 +213,11 @@ def test_specs_are_drawn_alike_and_within_their_lengths() -> None:
     assert specs == draw_specs(["noisy-quadratic", "digits-mlp"], 4, (100, 500), seed=2)
     assert [s.family for s in specs] == ["noisy-quadratic"] * 4 + ["digits-mlp"] * 4
     assert all(100 <= s.steps <= 500 and s.steps % 10 == 0 for s in specs)
+    short = draw_specs(["noisy-quadratic"], 20, (3, 6))
+    assert {s.steps for s in short} <= {3, 4, 5, 6}
+    for wrong in ((0, 5), (5, 3)):
+        with pytest.raises(ConfigurationError, match="two numbers of at least 2 are wanted"):
+            draw_specs(["noisy-quadratic"], 1, wrong)
 
 
 def test_the_pool_evens_out_families() -> None:

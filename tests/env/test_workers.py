@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,6 +23,16 @@ def alive(pid: int) -> bool:
     except (ProcessLookupError, FileNotFoundError):
         return False
     return state != "Z"
+
+
+def test_what_a_worker_cannot_import_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("only_here")
+    exec("def twice(x): return 2 * x", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with Workers(1) as workers:
+        with pytest.raises(EnvWorkerError, match=r"(?s)A worker failed:.*No module named 'only_here'"):
+            list(workers.map(module.twice, [1]))
+        assert list(workers.map(math.factorial, [3])) == [6]  # and it lives on
 
 
 def test_what_workers_keep_and_share_and_how_they_fail() -> None:

@@ -117,6 +117,14 @@ def test_rates_of_every_step_stand_in_for_the_setting() -> None:
     rates = np.tile(SETTINGS.array("learning_rate", 8), (9, 1))
     expected = fixed.advance(9).losses
     np.testing.assert_array_equal(stepwise.advance(9, learning_rates=rates).losses, expected)
+    # and no longer than they are given: the setting holds again
+    held = BatchedRuns(quadratic(), SEEDS, SETTINGS)
+    held.advance(3, learning_rates=0.5 * rates[:3])
+    setting = SETTINGS.array("learning_rate", 8)
+    wanted = BatchedRuns(quadratic(), SEEDS, SETTINGS)
+    wanted.advance(3, learning_rates=0.5 * rates[:3])
+    expected = wanted.advance(6, learning_rates=np.tile(setting, (6, 1))).losses
+    np.testing.assert_array_equal(held.advance(6).losses, expected)
 
 
 def test_a_diverged_run_is_frozen_and_its_neighbours_go_on() -> None:
@@ -141,6 +149,17 @@ def test_a_diverged_run_is_frozen_and_its_neighbours_go_on() -> None:
     assert not runs.flat[2].any()
 
 
+def test_a_run_that_overflows_is_frozen_with_eps_relative_to_gradients() -> None:
+    rule = replace(ADAMW, relative_eps=True)
+    rates = np.full(3, 1e-3)
+    rates[1] = 1e15
+    runs = BatchedRuns(digits(), [1, 2, 3], Settings(learning_rate=rates), rule=rule)
+    runs.advance(30)
+    assert runs.alive.tolist() == [True, False, True]
+    assert not runs.flat[1].any()
+    assert torch.isfinite(runs.flat).all()
+
+
 def test_kept_runs_go_on_and_the_others_are_gone() -> None:
     runs, all_runs = (BatchedRuns(quadratic(), SEEDS, SETTINGS, rule=STEERABLE) for _ in range(2))
     all_runs.advance(20)
@@ -157,7 +176,9 @@ def test_a_saved_state_continues_to_the_bit() -> None:
     cut = BatchedRuns(quadratic(), SEEDS, SETTINGS, rule=STEERABLE)
     cut.advance(11)
     resumed = BatchedRuns(quadratic(), SEEDS, SETTINGS, rule=STEERABLE)
-    resumed.load_state(cut.state())
+    saved = cut.state()
+    cut.advance(5)  # what is saved is a copy
+    resumed.load_state(saved)
     expected = whole.advance(30).losses[11:]
     np.testing.assert_array_equal(resumed.advance(19).losses, expected)
     np.testing.assert_array_equal(resumed.evaluate(), whole.evaluate())

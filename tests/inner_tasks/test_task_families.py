@@ -12,9 +12,11 @@ import torch
 from lhopt.core.errors import ConfigurationError
 from lhopt.inner_tasks import FAMILIES, SPLITS, get_family
 from lhopt.inner_tasks.digits import DigitsMLP
+from lhopt.inner_tasks.mixed_tables import mixed_table
 from lhopt.inner_tasks.supervised import SupervisedFamily, SupervisedTask
 from lhopt.inner_tasks.synthetic import AdditionRNN, ParityRNN
 from lhopt.inner_tasks.tabular import TabularMLP
+from lhopt.inner_tasks.text import python_docs
 
 SUPERVISED = [
     name for name in FAMILIES if isinstance(get_family(name), SupervisedFamily)
@@ -135,6 +137,27 @@ def test_a_configuration_that_cannot_be_built_is_refused(
         DigitsMLP().build(config)
 
 
+@pytest.mark.parametrize(
+    ("family", "config", "says"),
+    [
+        ("friedman-mlp", {"problem": 4}, "problem is 4; friedman-mlp allows 1, 2, 3"),
+        ("char-gru", {"context": 3000}, "context is 3000; char-gru allows 1 to 1024"),
+        ("signal-rnn", {"pieces": 7}, "allows 6, 8, 12"),
+        ("coordinate-mlp", {"features": 9}, "allows 8, 16, 32"),
+        ("dreams-mixer", {"grid": 5}, "allows 2, 4"),
+        ("recall-linear", {"marks": 30}, "allows 1, 2"),
+        ("topics-bag", {"focus": 1.5}, "allows 0 to 1"),
+        ("forest-mlp", {"classes": 1}, "allows 2 to 64"),
+        ("ballots-mlp", {"rows": 5000}, "rows is 5000; there are 2400 to train on"),
+    ],
+)
+def test_a_setting_that_would_make_another_task_is_refused(
+    family: str, config: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        _family(family).build(config)
+
+
 def test_diabetes_takes_squared_error_in_place_of_cross_entropy() -> None:
     task = TabularMLP().build({"table": "diabetes"})
     assert task.config["loss"] == "squared-error"
@@ -219,3 +242,27 @@ def test_entries_of_a_tensor_name_one_row_of_each_side() -> None:
     assert names.min(0).values.tolist() == [0, 120, 180]
     assert names.max(0).values.tolist() == [119, 179, 203]
     assert value.shape == (12288, 1)
+
+
+def test_no_entry_of_a_tensor_stands_in_two_splits() -> None:
+    task = _family("tensor-factors").default()
+    rows = [task.arrays(split)[0].tolist() for split in SPLITS]
+    seen = [{tuple(entry) for entry in part} for part in rows]
+    assert len(set.union(*seen)) == sum(map(len, rows))
+    often = torch.bincount(task.arrays("train")[0][:, 0])
+    assert int(often.max()) > 3 * int(often.median())  # some rows of it have many
+
+
+def test_no_class_of_a_drawn_table_is_nearly_all_of_it() -> None:
+    for classes, sharpness, seed in ((2, 4.0, 11), (3, 8.0, 6)):  # first tables: 99.6%, 99.5%
+        labels = mixed_table(classes, sharpness, seed).splits["train"][1]
+        assert 0.5 < np.bincount(labels).max() / len(labels) < 0.96
+
+
+def test_pythons_documentation_is_not_held_out_and_trained_on() -> None:
+    # windows of 8 have much in common by themselves; 64 in a row only where lines are repeated
+    data = python_docs(64)
+    seen = {row.tobytes() for row in np.asarray(data.splits["train"][0])}
+    for split in SPLITS[1:]:
+        rows = np.asarray(data.splits[split][0])
+        assert np.mean([row.tobytes() in seen for row in rows]) < 0.02
