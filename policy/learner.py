@@ -8,13 +8,12 @@ Two changes, numerically equal to the original (tests hold them against it), and
 2. One padded `log_softmax` replaces a Python list of `Categorical`s, one per control.
 3. An LSTM narrower than the observation reads its leading columns: the actor is given the features
    alone, and the critic the privileged columns too.
-4. Runs may explore in one direction throughout (`Leaning`), not by a new draw at every decision.
+4. Part of a run's exploration may last to its end (`Leaning`), in place of a new draw at every
+   decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,14 +44,12 @@ class PaddedCategorical(MultiCategoricalDistribution):
         starts = torch.tensor([0, *torch.tensor(action_dims).cumsum(0)[:-1].tolist()])
         self.index = (starts[:, None] + rows.clamp(max=width - 1)).where(self.mask, 0)
         self.log_p = torch.zeros(0)
-        #: Added to log-probabilities; see `Leaning`.
-        self.tilt: Tensor | None = None
+        #: `(batch, heads)` standard normal, what to draw by; see `Leaning`.
+        self.drawn_by: Tensor | None = None
 
     def proba_distribution(self, action_logits: Tensor) -> PaddedCategorical:
         """Take `(batch, sum of choices)` logits."""
         padded = action_logits[:, self.index.to(action_logits.device)]
-        if self.tilt is not None:
-            padded = padded + self.tilt
         padded = padded.masked_fill(~self.mask.to(padded.device), -torch.inf)
         self.log_p = padded - padded.logsumexp(-1, keepdim=True)
         return self
@@ -70,7 +67,12 @@ class PaddedCategorical(MultiCategoricalDistribution):
         return -(p * safe).sum((-2, -1))
 
     def sample(self) -> Tensor:
-        """`(batch, heads)` drawn indices (Gumbel's trick)."""
+        """`(batch, heads)` drawn indices: by Gumbel's trick, or by inversion of what is given."""
+        if self.drawn_by is not None:
+            below = self.log_p.exp().cumsum(-1) < torch.special.ndtr(self.drawn_by).unsqueeze(-1)
+            most = self.mask.sum(-1).to(below.device) - 1
+            # a sum of probabilities may end below 1
+            return torch.minimum(below.sum(-1), most)
         noise = -torch.empty_like(self.log_p).exponential_().log()
         return (self.log_p + noise).argmax(-1)
 
@@ -80,36 +82,42 @@ class PaddedCategorical(MultiCategoricalDistribution):
 
 
 class Leaning:
-    """A preference for up or down in each control that a run keeps to its end, or for long.
+    """Exploration in each control's one direction that lasts: coloured noise.
 
     Noise that a policy corrects in its next decisions dies out, and what a lasting change comes to
-    never shows. So each run draws, per control, z from a normal distribution when it begins
-    (`env.sb3.Sb3VecEnv`), and z times a move's octaves (within one) is added to the move's
-    log-probability. z stands in the last columns of the observation: the probability that is
-    reported, in rollouts and in updates, is that of the policy which leans so, and the critic knows
-    how. With the policy's own in its place each decision would be credited with what the same run's
-    others did because they lean the same way.
+    hardly shows among what single moves do. So each run draws, per control, z from the standard
+    normal distribution when it begins (`env.sb3.Sb3VecEnv`), and a decision's choice is the first,
+    in ascending order of moves, whose cumulative probability reaches that of
+    sqrt(share) z + sqrt(1 - share) e, with e drawn anew each time. Their sum is standard normal:
+    every choice has the probability that the policy gives it, which is what is reported, and only
+    the choices of one run hang together (for normal actions: Hollenstein et al., 2024,
+    arXiv:2312.11091).
+
+    Over T decisions the gradient's part that all of them have in common is 1 + (T - 1) share times
+    as large, its noise the root of that. That is a positive definite matrix before the gradient:
+    what it is 0 at does not move. A probability that is reported as leaning, and a critic that
+    knows z, would each take that part out again: given z, what a run did because of it is no news
+    (docs/training-log.md, entry 58).
 
     Args:
         controls: What the heads steer, in order.
+        share: Of the variance, that lasts; in (0, 1).
     """
 
-    def __init__(self, controls: tuple[Control, ...]) -> None:
-        width = max(len(control.choices) for control in controls)
-        octaves = torch.zeros(len(controls), width)
-        for row, control in zip(octaves, controls, strict=True):
-            moves = torch.from_numpy(control.deltas / np.log(2.0)).clamp(-1.0, 1.0)
-            row[: len(moves)] = moves
-        self._octaves = octaves
+    def __init__(self, controls: tuple[Control, ...], share: float) -> None:
+        for control in controls:
+            assert (np.diff(control.deltas) > 0).all(), control.name
+        self.n, self._share = len(controls), share
 
-    def tilt(self, observation: Tensor) -> Tensor:
-        """What to add to log-probabilities, `(batch, heads, most choices)`.
+    def draw(self, observation: Tensor) -> Tensor:
+        """Standard normal, `(batch, heads)`.
 
         Args:
             observation: `(batch, columns)`, z last.
         """
-        octaves = self._octaves.to(observation)
-        return observation[:, -len(octaves) :, None] * octaves
+        z = observation[:, -self.n :]
+        drawn: Tensor = self._share**0.5 * z + (1.0 - self._share) ** 0.5 * torch.randn_like(z)
+        return drawn
 
 
 class HyperparameterPolicy(RecurrentActorCriticPolicy):
@@ -126,7 +134,8 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         hold: Initial probability of each no-op.
         n_features: Leading columns of the observation that the actor reads; the critic reads all.
             None gives the actor all as well.
-        leans: Whether the last columns of the observation say how a run leans; see `Leaning`.
+        lean: Share of the exploration that lasts, see `Leaning`; above 0 the last columns of the
+            observation say how a run leans, which neither actor nor critic reads.
         **kwargs: As in sb3-contrib's policy.
     """
 
@@ -139,17 +148,18 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         controls: tuple[Control, ...] = (),
         hold: float = 0.7,
         n_features: int | None = None,
-        leans: bool = False,
+        lean: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self._controls, self._hold = controls, hold
-        self.leaning = Leaning(controls) if leans else None
+        self.leaning = Leaning(controls, lean) if lean else None
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
-        if n_features is not None and n_features < self.features_dim:
-            wide = self.lstm_actor
-            self.lstm_actor = nn.LSTM(n_features, wide.hidden_size, num_layers=wide.num_layers)
-            settings: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
-            self.optimizer = self.optimizer_class(self.parameters(), **settings)
+        told = self.features_dim - (self.leaning.n if self.leaning else 0)
+        self.lstm_actor = _narrowed(self.lstm_actor, told if n_features is None else n_features)
+        if self.lstm_critic is not None:
+            self.lstm_critic = _narrowed(self.lstm_critic, told)
+        settings: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(self.parameters(), **settings)
 
     def _build(self, lr_schedule: RateSchedule) -> None:
         assert isinstance(self.action_space, spaces.MultiDiscrete)
@@ -169,31 +179,13 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         """As in sb3-contrib, which calls it for rollouts alone; leaning, if that is on."""
-        with self.leaning_as(obs, leans=not deterministic):
-            return super().forward(obs, lstm_states, episode_starts, deterministic)
-
-    def evaluate_actions(  # type: ignore[override]  # as sb3-contrib's
-        self, obs: Tensor, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As in sb3-contrib: values, log-probabilities and entropy; of runs that lean."""
-        with self.leaning_as(obs):
-            return super().evaluate_actions(obs, actions, lstm_states, episode_starts)
-
-    @contextmanager
-    def leaning_as(self, obs: Tensor, *, leans: bool = True) -> Iterator[None]:
-        """While distributions are those of runs that lean as observations say.
-
-        Args:
-            obs: Of the distributions to come.
-            leans: False changes nothing.
-        """
         assert isinstance(self.action_dist, PaddedCategorical)
-        if self.leaning and leans:
-            self.action_dist.tilt = self.leaning.tilt(obs)
+        if self.leaning and not deterministic:
+            self.action_dist.drawn_by = self.leaning.draw(obs)
         try:
-            yield
+            return super().forward(obs, lstm_states, episode_starts, deterministic)
         finally:
-            self.action_dist.tilt = None
+            self.action_dist.drawn_by = None
 
     @staticmethod
     def _process_sequence(
@@ -209,6 +201,13 @@ class HyperparameterPolicy(RecurrentActorCriticPolicy):
         keep = (1.0 - starts[:, 0]).view(1, n_seq, 1)
         output, states = lstm(sequence, (keep * lstm_states[0], keep * lstm_states[1]))
         return torch.flatten(output.transpose(0, 1), start_dim=0, end_dim=1), states
+
+
+def _narrowed(lstm: nn.LSTM, width: int) -> nn.LSTM:
+    """The same, or one that reads so many columns."""
+    if width >= lstm.input_size:
+        return lstm
+    return nn.LSTM(width, lstm.hidden_size, num_layers=lstm.num_layers)
 
 
 def initial_bias(controls: tuple[Control, ...], hold: float) -> Tensor:

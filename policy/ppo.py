@@ -41,8 +41,8 @@ CHECKPOINT = "checkpoint.pt"
 CURVE = "curve.jsonl"
 #: Of what a training does beside its settings; one of another is not resumed. 2: leaning is seen,
 #: and what is reported leans; the actor's rate rises at first; averaged weights have a horizon.
-#: 3: every frontier is read no finer than its noise allows.
-RECIPE = 3
+#: 3: every frontier is read no finer than its noise allows. 4: what leans is the draw alone.
+RECIPE = 4
 #: What else may be another in a checkpoint that no setting tells from ours.
 UNNAMED = "the rule or start values of its optimizer, or the version of lhopt"
 #: Horizon of the averaged weights, as a share of the updates so far.
@@ -104,8 +104,8 @@ class PPOConfig:
         evaluate_every: Updates between evaluations; the last update is always followed by one.
         critic_warmup: First updates that train the critic alone: a critic that knows nothing
             would undo the warm start. The first `RAMP` updates after them have smaller rates.
-        lean: Standard deviation of a run's lasting preference in each control (`Leaning`); 0 is
-            none.
+        lean: Share of a run's exploration in each control that lasts (`Leaning`), below 1; 0 is
+            none. Till recipe 3 it was another's standard deviation.
         lean_turn: Probability, at each decision, that the run draws that preference anew; with 0
             it keeps it to its end.
     """
@@ -150,6 +150,10 @@ class PPOConfig:
             raise ConfigurationError(
                 f"batch_size is {self.batch_size}; one that divides the {transitions} transitions "
                 "of an update is wanted."
+            )
+        if self.lean >= 1.0:
+            raise ConfigurationError(
+                f"lean is {self.lean}; a share of at least 0 and below 1 is wanted."
             )
         if not 0.0 <= self.lean_turn <= 1.0 or (self.lean_turn and not self.lean):
             raise ConfigurationError(
@@ -274,7 +278,7 @@ class PPOTrainer(ABC, Generic[A]):
             policy_kwargs={
                 "controls": controls,
                 "n_features": n_features,
-                "leans": bool(config.lean),
+                "lean": config.lean,
                 "lstm_hidden_size": config.lstm,
                 "net_arch": {"pi": [config.lstm], "vf": [config.lstm]},
                 "enable_critic_lstm": True,
@@ -365,11 +369,6 @@ class PPOTrainer(ABC, Generic[A]):
         return self.averaged, self.update
 
     @property
-    def _leans(self) -> int:
-        """Columns of an observation that say how a run leans; the last ones."""
-        return self.vec.leans
-
-    @property
     def per_update(self) -> int:
         """Environment steps of one update."""
         return self.config.n_steps * self.vec.num_envs
@@ -433,7 +432,6 @@ class PPOTrainer(ABC, Generic[A]):
             "critic": self.critic_version(),
             "curve": self.curve,
             "seconds": self.seconds,
-            "leans": self._leans,
             "last": (model._last_obs, model._last_episode_starts, model._last_lstm_states),
             "env": pickle.dumps(self.vec.state()),
             # SB3's buffers draw from numpy's legacy generator

@@ -207,12 +207,11 @@ def _gradient(
         return torch.from_numpy(np.ascontiguousarray(states[decisions.start][:, runs]))
 
     observations = in_rows(buffer.observations)
-    with policy.leaning_as(observations):
-        distribution, _ = policy.get_distribution(
-            observations,
-            (at_first(buffer.hidden_states_pi), at_first(buffer.cell_states_pi)),
-            in_rows(buffer.episode_starts),
-        )
+    distribution, _ = policy.get_distribution(
+        observations,
+        (at_first(buffer.hidden_states_pi), at_first(buffer.cell_states_pi)),
+        in_rows(buffer.episode_starts),
+    )
     log_p = distribution.log_prob(in_rows(buffer.actions))
     loss = -(log_p * in_rows(advantages)).sum() / len(runs)
     parts = torch.autograd.grad(loss, actor_parameters(policy))

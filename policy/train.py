@@ -153,7 +153,7 @@ class Trainer(PPOTrainer[Policy]):
             seed=config.seed,
             bounds=config.reward_bounds,
             floor=config.reward_floor,
-            lean=config.lean,
+            leans=config.lean > 0.0,
             lean_turn=config.lean_turn,
         )
         super().__init__(config, folder, vec, self.env_config.controls, len(FEATURES))
@@ -200,16 +200,9 @@ class Trainer(PPOTrainer[Policy]):
         told = self._begin_from(load(folder / f"{state['config']['name']}.json"))
         critic = {k: v for k, v in state["policy"].items() if not k.startswith(ACTOR)}
         mine = self.model.policy.state_dict()
-        # how a run leans is told in the last columns; none are in checkpoints of before
-        seen = critic[READS_TASK]
-        rest, leaning = seen.split(
-            [seen.shape[1] - state.get("leans", 0), state.get("leans", 0)], 1
-        )
         if self.config.privileged and state["config"].get("privileged"):
-            rest = self._by_my_tasks(rest, state["tasks"], folder)
-        if leaning.shape[1] != self._leans:
-            leaning = seen.new_zeros(len(seen), self._leans)
-        critic[READS_TASK] = torch.cat([rest, leaning], 1)
+            weight = critic[READS_TASK]
+            critic[READS_TASK] = self._by_my_tasks(weight, state["tasks"], folder)
         other = [k for k, v in critic.items() if k not in mine or mine[k].shape != v.shape]
         if other or len(critic) != sum(not k.startswith(ACTOR) for k in mine):
             raise ConfigurationError(
@@ -227,7 +220,7 @@ class Trainer(PPOTrainer[Policy]):
         """
         places = {task: i for i, task in enumerate(dict.fromkeys(str(row[0]) for row in theirs))}
         names = list(dict.fromkeys(str(row[0]) for row in self._tasks()))
-        width = self.model.policy.state_dict()[READS_TASK].shape[1] - self._leans
+        width = self.model.policy.state_dict()[READS_TASK].shape[1]
         start = len(FEATURES)
         mine = len(names) if len(names) <= MAX_TASKS else FAMILY_CODES
         # by its width: in how many tasks it is told each of them has changed

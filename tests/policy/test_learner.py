@@ -10,6 +10,7 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
+from torch import Tensor
 
 from lhopt.core.controls import get_controls
 from lhopt.core.features import FEATURES
@@ -75,71 +76,86 @@ def test_the_first_policy_mostly_holds() -> None:
     torch.testing.assert_close(p.sum(-1), torch.ones(4, 2))
 
 
-def test_a_run_that_leans_goes_one_way_and_says_with_what_probability() -> None:
-    torch.manual_seed(0)
+def leaning_policy(runs: int, lean: float) -> tuple[HyperparameterPolicy, Tensor, RNNStates]:
+    """A policy, what its runs observe, and their first state."""
     controls = get_controls(["learning_rate", "eps", "clip_ratio"])
-    runs = 500
     policy = HyperparameterPolicy(
         spaces.Box(-3, 3, (10,), np.float32),
         spaces.MultiDiscrete([len(c.choices) for c in controls]),
         lambda _: 1e-3,
         controls=controls,
-        n_features=7,
-        leans=True,
+        n_features=5,
+        lean=lean,
         lstm_hidden_size=8,
         enable_critic_lstm=True,
     )
     zeros = (torch.zeros(1, runs, 8), torch.zeros(1, runs, 8))
-    z = 0.7 * torch.randn(runs, 3)
-    states, observation = RNNStates(zeros, zeros), torch.cat([torch.randn(runs, 7), z], 1)
-    octaves = torch.zeros(3, max(len(c.choices) for c in controls))
-    for row, control in zip(octaves, controls, strict=True):
-        deltas = torch.from_numpy(control.deltas / np.log(2.0)).float()
-        row[: len(deltas)] = deltas.clamp(-1.0, 1.0)
-    moved, starts = torch.zeros(runs, len(controls)), torch.ones(runs)
+    return policy, torch.randn(runs, 10), RNNStates(zeros, zeros)
+
+
+def test_a_run_that_leans_goes_one_way_and_every_choice_is_as_likely_as_before() -> None:
+    torch.manual_seed(0)
+    runs, steps, share = 4000, 20, 0.2
+    policy, observation, states = leaning_policy(runs, share)
+    zeros = (torch.zeros(1, runs, 8), torch.zeros(1, runs, 8))
+    observation[:, :7] = observation[0, :7]  # runs differ by how they lean alone
+    z, starts = observation[:, -3:], torch.ones(runs)
+    counts = torch.zeros(3, 9)
+    total = torch.zeros(runs, 3)
     with torch.no_grad():
         found, _ = policy.get_distribution(observation, zeros, starts)
         assert isinstance(found, PaddedCategorical)
         plain = found.log_p
-        leaning = torch.log_softmax(plain + z[:, :, None] * octaves, -1)
-        for _ in range(30):
+        for _ in range(steps):
             actions, value, log_prob, _ = policy(observation, states, starts)
-            chosen = leaning.gather(-1, actions[:, :, None])[..., 0].sum(-1)
+            chosen = plain.gather(-1, actions[:, :, None])[..., 0].sum(-1)
             torch.testing.assert_close(log_prob, chosen)
             again = policy.evaluate_actions(observation, actions, states, starts)
             torch.testing.assert_close(again[:2], (value, log_prob))
-            for j, control in enumerate(controls):
-                moved[:, j] += torch.from_numpy(control.deltas.copy())[actions[:, j]].float()
+            counts += torch.nn.functional.one_hot(actions, 9).sum(0)
+            total += actions
         likeliest = policy(observation, states, starts, deterministic=True)[0]
-    for j in range(len(controls)):
-        assert torch.corrcoef(torch.stack([z[:, j], moved[:, j]]))[0, 1] > 0.6
-    # what is deterministic does not lean, and neither does a policy that is asked for itself
+    # over runs the choices are drawn from the policy's own distribution
+    torch.testing.assert_close(counts / (runs * steps), plain[0].exp(), rtol=0, atol=0.02)
+    for j in range(3):
+        assert torch.corrcoef(torch.stack([z[:, j], total[:, j]]))[0, 1] > 0.5
+    # neither actor nor critic is told
+    assert float(value.std()) < 1e-6
+    assert policy.lstm_critic is not None
+    assert policy.lstm_critic.input_size == 7
+    assert policy.lstm_actor.input_size == 5
+    # what is deterministic does not lean
     assert torch.equal(likeliest, plain.argmax(-1))
 
 
-def test_what_a_run_did_because_it_leans_is_not_credited_to_its_other_moves() -> None:
-    """Early moves up pay 1 each, later ones cost .6: the gradient tells them apart."""
-    controls = get_controls(["learning_rate"])
-    octaves = torch.from_numpy(controls[0].deltas / np.log(2.0)).float().clamp(-1.0, 1.0)
-    torch.manual_seed(0)
-    runs, steps, early = 40_000, 20, 4
-    observation = 0.5 * torch.randn(runs, 1)
-    logits = torch.zeros(steps, len(octaves), requires_grad=True)
-    dist = PaddedCategorical([len(octaves)])
-    dist.tilt = Leaning(controls).tilt(observation)
-    pays = torch.tensor([1.0] * early + [-0.6] * (steps - early))
-    scores, total = torch.zeros(runs), torch.zeros(runs)
-    log_probs = []
-    for t in range(steps):
-        actions = dist.proba_distribution(logits[t].expand(runs, -1)).sample()
-        log_probs.append(dist.log_prob(actions))
-        total += pays[t] * octaves[actions[:, 0]]
-    scores = torch.stack(log_probs)
-    loss = -(scores * (total - total.mean())).sum(0).mean()
-    (gradient,) = torch.autograd.grad(loss, logits)
-    up = -(gradient * octaves).sum(1)  # of a move up, at each decision
-    assert up[:early].mean() > 0.5 * octaves.square().mean()
-    assert up[early:].mean() < -0.3 * octaves.square().mean()
+def test_leaning_lets_lasting_changes_stand_out_of_the_noise() -> None:
+    """What each move up pays little, next to a run's noise: the gradient's common part is clearer.
+
+    With share s over T decisions by the root of 1 + (T - 1) s, which the draws here come near to.
+    """
+    controls, steps, runs, visits = get_controls(["learning_rate"]), 20, 64, 300
+    moves = torch.arange(9.0) - 4.0
+
+    def signal_to_noise(share: float) -> float:
+        torch.manual_seed(0)
+        dist = PaddedCategorical([9]).proba_distribution(-0.5 * moves[None] ** 2)
+        p = dist.log_p[0, 0].exp()
+        found = []
+        for _ in range(visits):
+            z = torch.randn(runs, 1)
+            taken = []
+            for _ in range(steps):
+                if share:
+                    dist.drawn_by = Leaning(controls, share).draw(z)
+                dist.proba_distribution((-0.5 * moves[None] ** 2).expand(runs, -1))
+                taken.append(moves[dist.sample()[:, 0]])
+            total = torch.stack(taken).sum(0) - steps * (p * moves).sum()
+            reward = 0.05 * total + 2.0 * torch.randn(runs)
+            found.append(float(((reward - reward.mean()) * total).mean()))
+        return float(np.mean(found) / np.std(found))
+
+    gain = signal_to_noise(0.2) / signal_to_noise(0.0)
+    assert gain == pytest.approx((1 + 19 * 0.2) ** 0.5, rel=0.25)
 
 
 @pytest.fixture(scope="module")
