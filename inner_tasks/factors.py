@@ -26,13 +26,13 @@ def _entries(rank: int, noise: float, seed: int) -> Dataset:
     rng = generator("tensor", rank, seed)
     n = n_drawn(_ENTRIES)
     often = [np.log(rng.dirichlet(np.full(size, 0.7))) for size in _SIZES]
-    index = distinct_cells(reduce(np.add.outer, often), n, rng).T
+    cells = distinct_cells(reduce(np.add.outer, often), n, rng)
     factors = [rng.normal(size=(size, rank)) for size in _SIZES]
-    value = np.prod([f[i] for f, i in zip(factors, index, strict=True)], 0).sum(1)
-    value = value + sum(rng.normal(size=s)[i] for s, i in zip(_SIZES, index, strict=True))
+    value = np.prod([f[i] for f, i in zip(factors, cells.T, strict=True)], 0).sum(1)
+    value = value + sum(rng.normal(size=s)[i] for s, i in zip(_SIZES, cells.T, strict=True))
     value = value + noise * value.std() * rng.normal(size=n)
     offsets = np.cumsum((0, *_SIZES[:-1]))
-    return in_order(np.stack(index, 1) + offsets, value[:, None], 1, kind="values")
+    return in_order(cells + offsets, value[:, None], 1, kind="values")
 
 
 @dataclass(frozen=True)

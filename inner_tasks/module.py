@@ -44,7 +44,8 @@ class TaskModule(nn.Module):
         # by name, not by id: a copy of the module has other tensors
         self._layers: dict[str, nn.Module] = {}
         for name, weight in self.weights.items():
-            if id(weight) in seen.layers:
+            # a layer holds its weight by that name; another's would stay without one
+            if id(weight) in seen.layers and name.endswith(".weight"):
                 self._layers[name], bias = seen.layers[id(weight)]
                 self._layers[name].register_parameter("bias", bias)
         # in the task's order: AGD, for one, reads which bias follows which matrix

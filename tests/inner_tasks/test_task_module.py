@@ -89,16 +89,19 @@ def test_a_stride_by_position_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         TaskModule(task, {"w": torch.ones(1, 1, 2, 2)})
 
 
-def test_a_weight_with_two_biases_and_operands_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("w", ["w", "layer.weight"])
+def test_a_weight_with_two_biases_and_operands_by_name(
+    monkeypatch: pytest.MonkeyPatch, w: str
+) -> None:
     def loss(params: dict[str, Tensor], _batch: Any) -> Tensor:
         x = torch.ones(2, 3)
-        first = F.linear(x, params["w"], params["a"])
-        again = F.linear(x, bias=params["b"], weight=params["w"])
+        first = F.linear(x, params[w], params["a"])
+        again = F.linear(x, bias=params["b"], weight=params[w])
         return (first + 10.0 * again).sum()
 
     task = get_task("digits-mlp")
     monkeypatch.setattr(task, "loss", loss)
-    params = {"w": torch.ones(1, 3), "a": torch.tensor([5.0]), "b": torch.tensor([-2.0])}
+    params = {w: torch.ones(1, 3), "a": torch.tensor([5.0]), "b": torch.tensor([-2.0])}
     module = TaskModule(task, params)
     assert module(()).item() == loss(params, ()).item() == 2 * (8.0 + 10.0)
 
