@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,12 @@ from .tables import print_table
 from .task_bar import task_bar
 
 if TYPE_CHECKING:
-    from ..policy.artifact import Policy
+    from ..policy.artifact import Artifact, Policy
 
 _HEADER = ("name", "optimizer", "digest", "features", "controls", "updates")
 _RIGHT = {3, 5}  # columns of numbers
+#: Of a policy's two files.
+_SUFFIXES = (".json", ".safetensors")
 
 #: Under a comparison.
 _LEGEND = """\
@@ -171,7 +174,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked; 0, 1 if a policy is broken, 2 if there is none of that name.
 
-    2 also where policies cannot be compared or combined.
+    2 also where policies cannot be compared or combined, or another one would be written over.
     """
     try:
         if args.what == "show":
@@ -234,7 +237,7 @@ def _compare(args: argparse.Namespace) -> int:
     with task_bar() as progress:
         found = judge(config, processes=args.processes, progress=progress)
     counts = Counter(task.split("/")[0] for task in found.speeds)
-    names = [_column(name, (AVERAGES, FEEDBACK)) for name in found.policies]
+    names = _columns(found.policies, (AVERAGES, FEEDBACK))
     rows = [
         (family, str(counts[family]), *(f"{speed:.2f}" for speed in row))
         for family, row in found.by_family().items()
@@ -248,7 +251,8 @@ def _compare(args: argparse.Namespace) -> int:
     pairs += [(i, averaged[0]) for i in averaged[1:]]
     for judged, base in pairs:
         gap, low, high = found.gaps(base)[judged]
-        print(f"{names[judged]} over {names[base]}: {gap:+.3f} ({low:+.3f} to {high:+.3f})")
+        interval = "-, of a single task" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+        print(f"{names[judged]} over {names[base]}: {gap:+.3f} ({interval})")
     print(
         _LEGEND.format(
             blunt="are read no finer than their noise allows" if args.blunt else "fall out"
@@ -261,27 +265,42 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _column(name: str, suffixes: Sequence[str]) -> str:
-    """A policy's path as a column's title; what is added to it stays."""
-    for suffix in suffixes:
-        if name.endswith(suffix):
-            return _column(name.removesuffix(suffix), suffixes) + suffix
-    return Path(name).stem
+def _columns(names: Sequence[str], suffixes: Sequence[str]) -> list[str]:
+    """Policies' paths as titles of columns, told apart; what is added to a path stays."""
+    plain = list(names)
+    for suffix in (*suffixes, *suffixes):  # in whatever order they were added
+        plain = [name.removesuffix(suffix) for name in plain]
+    title = _titles(list(dict.fromkeys(plain)))
+    return [title[base] + name.removeprefix(base) for base, name in zip(plain, names, strict=True)]
+
+
+def _titles(names: Sequence[str]) -> dict[str, str]:
+    """The shortest end of each path that no other has, without a policy's suffix."""
+    parts = {}
+    for name in names:
+        path = Path(name)
+        parts[name] = (path.with_suffix("") if path.suffix in _SUFFIXES else path).parts
+    titles: dict[str, str] = {}
+    for length in range(1, max(map(len, parts.values()), default=0) + 1):
+        ends = {name: "/".join(own[-length:]) for name, own in parts.items()}
+        counts = Counter(ends.values())
+        for name, end in ends.items():
+            if counts[end] == 1:
+                titles.setdefault(name, end)
+    return {name: titles.get(name, name) for name in names}
 
 
 def _combine(args: argparse.Namespace) -> int:
-    from ..policy.artifact import save
     from ..policy.combine import combine
 
     policy = combine([_find(name) for name in args.policies], args.name)
-    path = save(policy, args.folder)
+    path = _save(policy, args.folder)
     print(f"{path}: {policy.name} {policy.digest[:12]}, an LSTM of {policy.hidden_size}")
     return 0
 
 
 def _feedback(args: argparse.Namespace) -> int:
     from ..core.feedback import Feedback
-    from ..policy.artifact import save
     from ..policy.combine import with_feedback
 
     given: dict[str, float] = {}
@@ -300,20 +319,43 @@ def _feedback(args: argparse.Namespace) -> int:
         )
     feedback = None if args.none else Feedback.read(given)
     made = with_feedback(_find(args.policy), feedback, args.name)
-    path = save(made, args.folder)
+    path = _save(made, args.folder)
     print(f"{path}: {made.name} {made.digest[:12]}, feedback {_moved(made)}")
     return 0
 
 
 def _transfer(args: argparse.Namespace) -> int:
-    from ..policy.artifact import save
     from ..policy.transfer import transferred
 
     made = transferred(_find(args.policy), args.optimizer, args.name)
-    path = save(made, args.folder)
+    path = _save(made, args.folder)
     controls = ", ".join(control.name for control in made.controls)
     print(f"{path}: {made.name} {made.digest[:12]} for {made.optimizer}, steers {controls}")
     return 0
+
+
+def _save(policy: Policy, folder: Path) -> Path:
+    """Write a policy that was made of others, but never over another one.
+
+    Raises:
+        ConfigurationError: Files of that name hold something else.
+        ArtifactError: As `artifact.save`.
+    """
+    from ..policy.artifact import check_name, load, paths, save
+
+    check_name(policy.name)
+    target = folder / f"{policy.name}.json"
+    if any(path.exists() for path in paths(target)):
+        try:
+            there = load(target).digest
+        except ArtifactError:
+            there = "no sound policy"
+        if there != policy.digest:
+            raise ConfigurationError(
+                f"{target} is there and holds another policy ({there[:15]}). Give another --name "
+                "or folder, or move it away first."
+            )
+    return save(policy, folder)
 
 
 def _moved(policy: Policy) -> str:
@@ -367,12 +409,26 @@ def _updates(policy: Policy) -> str:
 def _verify(name: str) -> int:
     """Print one line; 0 if the policy is sound."""
     try:
-        policy = _find(name)
-    except (ArtifactError, UnknownNameError) as error:
+        policy, use = _sound(name)
+    except (ArtifactError, ConfigurationError) as error:
         print(f"{name}: FAILED. {error}")
         return 1
-    print(f"{name}: OK, {policy.name} {policy.digest[:12]} for {policy.optimizer}")
+    print(f"{name}: OK, {policy.name} {policy.digest[:12]} for {use}")
     return 0
+
+
+def _sound(name: str) -> tuple[Artifact, str]:
+    """A policy as `_find`, or one of `lhopt train --env` by its path; and what it is for."""
+    from ..policy.artifact import is_manifest, paths
+    from ..policy.bundled import names
+    from ..policy.small import FORMAT, SmallPolicy
+
+    by_path = name and name not in names() and paths(name)[0].is_file()
+    if by_path and is_manifest(paths(name)[0], FORMAT):
+        small = SmallPolicy.load(name)
+        return small, f"the environment {small.environment}"
+    policy = _find(name)
+    return policy, policy.optimizer
 
 
 def _page(policy: Policy) -> list[str]:

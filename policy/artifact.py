@@ -241,16 +241,24 @@ def read_files(path: str | Path) -> tuple[bytes, bytes]:
     Raises:
         ArtifactError: A file is missing, cannot be read or is oversized.
     """
-    path = Path(path)
-    # a name may hold a dot ("adamw-0.2"), which is no suffix
-    stem = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
-    manifest_path = stem.with_name(f"{stem.name}.json")
-    weights_path = stem.with_name(f"{stem.name}.safetensors")
+    manifest_path, weights_path = paths(path)
     return _read(manifest_path, MAX_MANIFEST_BYTES), _read(weights_path, MAX_WEIGHTS_BYTES)
 
 
-def is_manifest(path: Path) -> bool:
+def paths(path: str | Path) -> tuple[Path, Path]:
+    """Where manifest and weights lie, by the path of either or the name without a suffix."""
+    path = Path(path)
+    # a name may hold a dot ("adamw-0.2"), which is no suffix
+    stem = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
+    return stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.safetensors")
+
+
+def is_manifest(path: Path, kind: str = FORMAT) -> bool:
     """Whether a JSON file says that it is a policy's manifest, whatever else is wrong with it.
+
+    Args:
+        path: The file.
+        kind: The format that is meant.
 
     Raises:
         ArtifactError: It cannot be read.
@@ -263,7 +271,7 @@ def is_manifest(path: Path) -> bool:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError):
         return False
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    return isinstance(manifest, dict) and manifest.get("format") == kind
 
 
 def from_bytes(manifest_bytes: bytes, weights_bytes: bytes, *, source: str = "policy") -> Policy:

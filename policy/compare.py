@@ -129,7 +129,10 @@ class Comparison:
         return np.asarray(np.mean(list(self.by_family().values()), axis=0))
 
     def gaps(self, base: int = 0) -> list[tuple[float, float, float]]:
-        """Of each policy over one of them: mean, 95% interval, families and tasks resampled."""
+        """Of each policy over one of them: mean, 95% interval, families and tasks resampled.
+
+        A single task says nothing of others: its interval is nan.
+        """
         rng = np.random.default_rng(0)
         families = [rows - rows[:, [base]] for rows in self._grouped().values()]
         draws = []
@@ -138,6 +141,8 @@ class Comparison:
             rows = (families[i] for i in picked)
             draws.append(np.mean([r[rng.integers(0, len(r), len(r))].mean(0) for r in rows], 0))
         low, high = np.quantile(draws, levels(len(families)), axis=0)
+        if len(self.speeds) < 2:
+            low, high = np.full((2, len(low)), np.nan)
         mean = self.mean - self.mean[base]
         return [(float(m), float(a), float(b)) for m, a, b in zip(mean, low, high, strict=True)]
 

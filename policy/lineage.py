@@ -10,15 +10,28 @@ def lineage(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """A policy's training, then those of the policies that it comes from, by its manifest.
 
     It comes from the one that its training began from, that was transferred from another optimizer,
-    or from those that were combined.
+    or from those that were combined. What several of them come from is there once.
     """
-    stage: Mapping[str, Any] | None = training
-    while stage:
-        yield stage
-        transferred = stage.get("transferred")
-        for part in (*stage.get("combined", ()), *([transferred] if transferred else [])):
-            yield from lineage(part.get("training", {}))
-        stage = stage.get("from", {}).get("training")
+    return _stages(None, training, set())
+
+
+def _stages(
+    digest: str | None, training: Mapping[str, Any] | None, met: set[str]
+) -> Iterator[Mapping[str, Any]]:
+    """The same from a policy of that digest on, without those met before."""
+    if not training:
+        return
+    # feedback is put under a policy without any training
+    digest = training.get("feedback_under", {}).get("digest", digest)
+    if digest is not None and digest in met:
+        return
+    if digest is not None:
+        met.add(digest)
+    yield training
+    single = (training.get(word) for word in ("transferred", "from"))
+    for part in (*training.get("combined", ()), *single):
+        if part:
+            yield from _stages(part.get("digest"), part.get("training"), met)
 
 
 def families_trained_on(training: Mapping[str, Any]) -> set[str]:

@@ -79,7 +79,7 @@ def test_the_command_writes_a_policy(
     assert main(["policies", "show", str(tmp_path / "new" / "moved.json")]) == 0
     assert f"transferred from random {policy.digest[:12]} of {ADAMW}" in capsys.readouterr().out
     assert main([*words, "--optimizer", ADAMW, "--name", "same"]) == 2
-    assert main([*words, "--optimizer", STEERABLE, "--name", "../out"]) == 1
+    assert main([*words, "--optimizer", STEERABLE, "--name", "../out"]) == 2
     assert not (tmp_path / "out.json").exists()
 
 
