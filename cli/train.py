@@ -411,8 +411,9 @@ def _given(
     if args.config is not None:
         given.update(_read_file(args.config))
         named = any(item.partition("=")[0] == "start" for item in args.set)
-        if given.get("start") and not (args.resume or args.start or named):
-            _check_told(args.config, given["start"])
+        began = given.get("start") if hasattr(defaults, "start") else None
+        if began and not (args.resume or args.start or named):
+            _check_told(args.config, began)
     elif args.resume and (args.folder / CONFIG).exists():
         given.update(_read_file(args.folder / CONFIG))  # what it was started with
     for item in args.set:
@@ -501,8 +502,8 @@ def _fits(value: Any, default: Any, declared: str) -> bool:
         return True
     if declared == "str | None":
         return isinstance(value, str)
-    if default is None or isinstance(default, Mapping):  # env; imitation may be null
-        return value is None or isinstance(value, Mapping)
+    if default is None or isinstance(default, Mapping):
+        return isinstance(value, Mapping)
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):

@@ -126,7 +126,7 @@ def test_settings_that_make_no_sense_are_refused(words: list[str], says: str) ->
         "steps=[1]", "steps=[2000, 150]", 'steps=["a", "b"]', "steps=[1, 100]", "steps=[10.5, 20]",
         "reward_bounds=[1]", 'reward_bounds=["a", "b"]', "reward_bounds=[1.5, -2]",
         'env={"speed_bounds": ["a", 1]}', 'env={"speed_bounds": [1]}', 'env={"intervals": [3]}',
-        'env={"start": {"learning_rate": NaN}}',
+        'env={"start": {"learning_rate": NaN}}', "env=null", "family_weights=null",
         'families=["nosuch"]', 'leave_out=["nosuch"]', 'valid_families=["nosuch"]',
         'imitation={"rounds": 0}', 'imitation={"rounds": "3"}', 'imitation={"top": 0}',
         'imitation={"tasks": 0}', 'imitation={"tasks": true}', 'imitation={"hidden_share": 1}',
