@@ -89,13 +89,15 @@ class Leaning:
     normal distribution when it begins (`env.sb3.Sb3VecEnv`), and a decision's choice is the first,
     in ascending order of moves, whose cumulative probability reaches that of
     sqrt(share) z + sqrt(1 - share) e, with e drawn anew each time. Their sum is standard normal:
-    every choice has the probability that the policy gives it, which is what is reported, and only
-    the choices of one run hang together (for normal actions: Hollenstein et al., 2024,
-    arXiv:2312.11091).
+    for given logits every choice has the probability that the policy gives it, which is what is
+    reported, and only the choices of one run hang together (for normal actions: Hollenstein et al.,
+    2024, arXiv:2312.11091). From the second decision on what a run observes tells of its z, so that
+    given the observation the draw is not quite the policy's: the estimate is biased towards
+    undoing lasting deviations.
 
     Over T decisions the gradient's part that all of them have in common is 1 + (T - 1) share times
-    as large, its noise the root of that. That is a positive definite matrix before the gradient:
-    what it is 0 at does not move. A probability that is reported as leaning, and a critic that
+    as large, its noise the root of that, where logits do not answer to earlier moves. A
+    probability that is reported as leaning, and a critic that
     knows z, would each take that part out again: given z, what a run did because of it is no news
     (docs/training-log.md, entry 58).
 
