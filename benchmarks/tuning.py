@@ -4,8 +4,8 @@ Two seeds tell trials apart badly, and the best of many noisy ones is lucky: the
 baseline are run on more seeds, and the choice is made on all of them.
 
 The stronger one, "k24": AdamW with 5% linear warm-up and cosine to 0; 24 Sobol trials over learning
-rate, weight decay and betas. A winner on an edge of the box widens it for 24 more trials; the best
-of all trials is kept, so a widened search can only strengthen the baseline. The other, "5x7": five
+rate, weight decay and betas. A winner on an edge of the box widens it for 24 more trials; all are
+ranked again on the tuning seeds, and the six best of all are run on more. The other, "5x7": five
 rates times seven schedules, as LHOPT's own comparison had it (arXiv:2106.00958).
 """
 

@@ -226,7 +226,7 @@ class Episode:
         """Everything that later steps depend on, picklable; task and frontier are not in it."""
         skipped = ("task", "config", "frontier", "runs")
         own = {k: v for k, v in self.__dict__.items() if k not in skipped}
-        return copy.deepcopy({"own": own, "runs": self.runs.state()})
+        return {"own": copy.deepcopy(own), "runs": self.runs.state()}
 
     @classmethod
     def restore(

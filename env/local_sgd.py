@@ -85,10 +85,9 @@ class LocalSGDEnv(VectorEnv[FloatArray, IntArray, Any]):
         self.n_fleets, self.n_buckets = n_fleets, n_fleets * buckets
         self.num_envs = self.n_buckets * runs_per_bucket
         self.single_observation_space = gym.spaces.Box(-3.0, 3.0, (len(OBSERVATIONS),), np.float32)
-        self._choices = gym.spaces.MultiDiscrete(
+        self.single_action_space = gym.spaces.MultiDiscrete(
             [len(choices) for choices in self.action_choices.values()]
         )
-        self.single_action_space = self._choices
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._seed, self._count = seed, 0
@@ -115,7 +114,7 @@ class LocalSGDEnv(VectorEnv[FloatArray, IntArray, Any]):
             ControlError: Not one action per run, or a choice that there is not.
         """
         self._check_begun("step")
-        chosen_by_run = checked(actions, self._choices, self.num_envs)
+        chosen_by_run = checked(actions, self.action_space)
         shape = (self.n_fleets, self.buckets, self.runs_per_bucket, 2)
         for fleet, chosen in zip(self.fleets, chosen_by_run.reshape(shape), strict=True):
             fleet.decide(chosen)

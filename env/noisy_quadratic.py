@@ -130,8 +130,7 @@ class NoisyQuadraticEnv(VectorEnv[FloatArray, IntArray, Any]):
         self.single_observation_space = gym.spaces.Box(
             -BOUND, BOUND, (len(OBSERVATIONS),), np.float32
         )
-        self._choices = gym.spaces.Discrete(len(RATE.choices))
-        self.single_action_space = self._choices
+        self.single_action_space = gym.spaces.Discrete(len(RATE.choices))
         self.observation_space = batch_space(self.single_observation_space, n_envs)
         self.action_space = batch_space(self.single_action_space, n_envs)
         self._seed, self._count = seed, 0
@@ -156,7 +155,7 @@ class NoisyQuadraticEnv(VectorEnv[FloatArray, IntArray, Any]):
         Raises:
             ControlError: Not one action per run, or a choice that there is not.
         """
-        delta = RATE.deltas[checked(actions, self._choices, self.num_envs)]
+        delta = RATE.deltas[checked(actions, self.action_space)]
         self._lr = np.clip(self._lr * np.exp(delta), 1e-6 * self._start_lr, 1e6 * self._start_lr)
         self._move = delta
         self._interval()

@@ -86,7 +86,7 @@ class ShardedVectorEnv(HyperparameterVectorEnv):
             ControlError: Not one action per run, or a choice that there is not.
             EnvWorkerError: A worker failed or is gone.
         """
-        actions = checked(actions, self._choices, self.num_envs)
+        actions = checked(actions, self.action_space)
         found = self._ask(_step, [actions[rows] for rows in self._shares()])
         observation, reward, terminated, truncated = (
             np.concatenate([part[i] for part in found]) for i in range(4)

@@ -95,7 +95,6 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         self.n_buckets, self.runs_per_bucket = n_buckets, runs_per_bucket
         self.num_envs = n_buckets * runs_per_bucket
         self.single_observation_space, self.single_action_space = spaces_of(pool, self.config)
-        self._choices = self.single_action_space
         width = self.single_observation_space.shape[0]
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -138,7 +137,7 @@ class HyperparameterVectorEnv(VectorEnv[FloatArray, IntArray, Any]):
         if not self._episodes:
             raise ConfigurationError("step() before reset(): call reset() once, first.")
         # all of them before any bucket goes on: what is refused changes nothing
-        actions = checked(actions, self._choices, self.num_envs)
+        actions = checked(actions, self.action_space)
         deltas = action_deltas(actions, self.config.controls)
         reward = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, bool)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import count
 from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.errors import ConfigurationError
 from .categories import zipf
 from .data import Dataset, generator
 from .drawing import DATA_SEEDS, in_order, n_drawn
@@ -26,6 +26,7 @@ _ROWS, _LATENT, _TREES, _DEPTH = 12_288, 4, 24, 4
 _NUMBERS: Final[tuple[int, ...]] = (4, 7, 10)
 _LEVELS: Final[tuple[int, ...]] = (2, 3, 5, 8, 14, 24, 40)
 _LARGEST_SHARE: Final = 0.95  # of all rows, that the largest class may take
+_ATTEMPTS: Final = 50  # most tables are sound at once
 
 
 @cache
@@ -34,14 +35,20 @@ def mixed_table(classes: int, sharpness: float, seed: int) -> Dataset:
 
     Now and then its classes are so far apart that one takes nearly all rows, and predicting that
     one is nearly all there is to learn: such a table is drawn again.
+
+    Raises:
+        ConfigurationError: None of 50 tables is sound.
     """
-    for attempt in count():
+    for attempt in range(_ATTEMPTS):
         # the first is keyed as if there were no others, so that sound tables are what they were
         again = (attempt,) if attempt else ()
         columns, label = _table(generator("mixed table", classes, seed, *again), classes, sharpness)
         if np.bincount(label).max() <= _LARGEST_SHARE * len(label):
             return in_order(columns, label, classes)
-    raise AssertionError
+    raise ConfigurationError(
+        f"Of {_ATTEMPTS} tables of {classes} classes, sharpness {sharpness} and seed {seed} each "
+        f"has one of more than {_LARGEST_SHARE:.0%} of the rows; lower the sharpness."
+    )
 
 
 def _table(

@@ -241,8 +241,8 @@ class SupervisedFamily(TaskFamily):
     def _check(self, config: Config) -> None:
         for key, (_, drawn) in self.settings.items():
             value, values = config[key], (*drawn, *self.undrawn.get(key, ()))
-            if isinstance(values[0], str) and value not in values:
-                allowed = ", ".join(sorted(set(values)))
+            if (isinstance(values[0], str) or key in LISTED) and value not in values:
+                allowed = ", ".join(map(str, sorted(set(values))))
                 raise ConfigurationError(f"{key} is {value!r}; {self.name} allows {allowed}.")
             counts = isinstance(values[0], int) and not isinstance(values[0], bool)
             least = min(1, *values) if counts else 1
@@ -251,9 +251,6 @@ class SupervisedFamily(TaskFamily):
                 raise ConfigurationError(f"{key} is {value!r}; it must be an integer >= {least}.")
             if isinstance(values[0], float):
                 self._check_amount(key, value, may_be_nothing=key == "noise" or 0.0 in values)
-            if key in LISTED and value not in values:
-                allowed = ", ".join(map(str, sorted(set(values))))
-                raise ConfigurationError(f"{key} is {value!r}; {self.name} allows {allowed}.")
             least, most = LIMITS.get(key, (-np.inf, np.inf))
             if isinstance(value, int | float) and not least <= value <= most:
                 raise ConfigurationError(

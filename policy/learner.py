@@ -96,10 +96,9 @@ class Leaning:
     undoing lasting deviations.
 
     Over T decisions the gradient's part that all of them have in common is 1 + (T - 1) share times
-    as large, its noise the root of that, where logits do not answer to earlier moves. A
-    probability that is reported as leaning, and a critic that
-    knows z, would each take that part out again: given z, what a run did because of it is no news
-    (docs/training-log.md, entry 58).
+    as large, its noise the root of that, where logits do not answer to earlier moves. A probability
+    that is reported as leaning, and a critic that knows z, would each take that part out again:
+    given z, what a run did because of it is no news (docs/training-log.md, entry 58).
 
     Args:
         controls: What the heads steer, in order.

@@ -105,7 +105,7 @@ class PPOConfig:
         critic_warmup: First updates that train the critic alone: a critic that knows nothing
             would undo the warm start. The first `RAMP` updates after them have smaller rates.
         lean: Share of a run's exploration in each control that lasts (`Leaning`), below 1; 0 is
-            none. Till recipe 3 it was another's standard deviation.
+            none. In manifests of recipes before 4 it is the standard deviation of a preference.
         lean_turn: Probability, at each decision, that the run draws that preference anew; with 0
             it keeps it to its end.
     """

@@ -15,7 +15,7 @@ from ...optimizers.kfac import KFAC
 WIDTHS = (64, 32, 16, 8, 16, 32, 64)
 BATCH = 128
 MOMENTUM = 0.9
-#: Learning rates that SGD may choose from, per seed; the largest one diverges.
+#: Learning rates that SGD may choose from, per seed; at the largest it ends worse than at others.
 RATES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 #: How often the loss over all images is looked at.
 EVERY = 10

@@ -93,7 +93,7 @@ def leaning_policy(runs: int, lean: float) -> tuple[HyperparameterPolicy, Tensor
     return policy, torch.randn(runs, 10), RNNStates(zeros, zeros)
 
 
-def test_a_run_that_leans_goes_one_way_and_every_choice_is_as_likely_as_before() -> None:
+def test_a_run_that_leans_goes_one_way_and_for_given_logits_choices_are_as_likely() -> None:
     torch.manual_seed(0)
     runs, steps, share = 4000, 20, 0.2
     policy, observation, states = leaning_policy(runs, share)
